@@ -1,0 +1,1 @@
+"""Experiment configurations: one file an experiment, each with `get_config()`."""

@@ -1,0 +1,1 @@
+"""From captures on disk to training batches: preparing, mixing, augmenting, procedural heads."""

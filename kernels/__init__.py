@@ -1,0 +1,1 @@
+"""Differentiable 3D Gaussian splatting in JAX, one contract with several backends."""

@@ -1,0 +1,51 @@
+"""Package definition of flexavatar-jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = [
+    "absl-py>=2.1",
+    "array-record>=0.7",
+    "clu>=0.0.12",
+    "einops>=0.8",
+    "etils[epath,epy]>=1.10",
+    "flax>=0.11",
+    "fsspec>=2024.6",
+    "grain>=0.2.12",
+    "imageio>=2.35",
+    "imageio-ffmpeg>=0.5",
+    # tensorflow-datasets imports importlib_resources without declaring it.
+    "importlib_resources>=6.4",
+    "jax>=0.7",
+    "jaxtyping>=0.2.34",
+    "ml-collections>=1.0",
+    "numpy>=1.26",
+    "optax>=0.2.4",
+    "orbax-checkpoint>=0.11.20",
+    "pillow>=10.3",
+    "safetensors>=0.4.5",
+    "tensorboard>=2.17",
+    "tensorflow-datasets>=4.9.7",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]>=0.7"],
+    "tpu": ["jax[tpu]>=0.7"],
+    "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3", "ruff>=0.14"],
+}
+
+setup(
+    name="flexavatar-jax",
+    version="0.1.0",
+    description="Train and drive 3D Gaussian head avatars from one portrait, in JAX, on TPUs and GPUs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]),
+    package_data={"kernels": ["cuda/*.cu", "cuda/*.h"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)
