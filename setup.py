@@ -39,7 +39,7 @@ EXTRAS = {
 setup(
     name="flexavatar-jax",
     version="0.1.0",
-    description="Train and drive 3D Gaussian head avatars from one portrait, in JAX, on TPUs and GPUs",
+    description="One portrait to an animatable 3D Gaussian head, trained in JAX on TPUs and GPUs",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

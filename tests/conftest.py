@@ -13,6 +13,4 @@ def shared_dir() -> Path:
     for candidate in (os.environ.get("FLEXAVATAR_SHARED"), root.parent / "shared"):
         if candidate and (Path(candidate) / "flex1").is_dir():
             return Path(candidate)
-    pytest.skip(
-        "needs the parity data: set FLEXAVATAR_SHARED to the folder that holds flex1/ and real/"
-    )
+    pytest.skip("parity data not found: set FLEXAVATAR_SHARED to the folder with flex1/ and real/")
