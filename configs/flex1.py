@@ -1,0 +1,115 @@
+"""FLEX-1: the published model (182.41 M parameters, 58,361 Gaussians) and its training.
+
+Every field that training knows is here with its meaning; other experiments start from this file
+and change what they are about.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch = 20  # examples a step, over all devices
+    config.accumulate = 1  # micro-batches a step
+    config.steps = 1_000_000
+
+    config.model = ConfigDict(
+        dict(
+            image_size=512,
+            patch_size=16,
+            width=768,
+            num_heads=4,
+            vit_depth=1,  # causal transformer blocks on the image tokens
+            encoder_depth=4,  # joint blocks: head tokens with image tokens
+            decoder_depth=8,  # joint blocks: head tokens with expression tokens
+            head_tokens=32,  # side of the square of head tokens
+            expression_size=135,
+            expression_hidden=256,
+            expression_tokens=4,
+            num_sources=2,  # bias sinks: monocular, multi-view
+            upsampler_channels=(512, 256),  # one doubling each
+            uv_resolution=256,
+            sample_grid=256,  # side of the grid of Gaussians on the UV map
+            max_scale=0.01,  # metres
+            offset_range=0.2,  # metres, from end to end
+            template="",  # an OBJ with UVs; empty: the project's own head
+            dino=True,  # frozen DINOv2 features beside the patches
+            dtype="bfloat16",  # of the transformers; the rest is float32
+            remat=True,  # recompute blocks in the backward pass
+        )
+    )
+
+    config.frozen = ConfigDict(
+        # Local paths of Hugging Face safetensors files (or their folders).
+        dict(
+            dinov2_base="",  # facebook/dinov2-with-registers-base, for model.dino
+            dinov2_small="",  # facebook/dinov2-small, for loss.dino
+            sam2="",  # facebook/sam2.1-hiera-small, for loss.sam
+        )
+    )
+
+    config.data = ConfigDict(
+        dict(
+            root="data",
+            mixture=ConfigDict(
+                # data set -> weight; the paper gives no weights: equal parts of both sources
+                dict(nersemble=0.25, ava256=0.25, celebv_hq=0.2, celebv_text=0.15, hello3=0.15)
+            ),
+            image_size=512,
+            targets=5,  # target images an example
+            jaw_temperature=3.0,  # how much open jaws are favoured
+            jitter=ConfigDict(
+                # colour jitter of multi-view captures
+                dict(
+                    probability=0.8,
+                    brightness=(0.6, 1.5),
+                    contrast=(0.6, 2.5),
+                    saturation=(0.5, 2.5),
+                    hue=(-0.1, 0.1),
+                )
+            ),
+            bad_records="raise",  # or "skip": count them, and stop beyond max_bad_fraction
+            max_bad_fraction=0.001,
+            workers=8,  # processes that read and decode
+        )
+    )
+
+    config.loss = ConfigDict(
+        dict(
+            l1=0.8,
+            ssim=0.2,  # of 1 - SSIM
+            dino=1.0,
+            sam=1.0,
+            perceptual_start=400_000,  # step at which dino and sam set in
+        )
+    )
+
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-4,
+            final_learning_rate=0.0,
+            warmup_steps=0,
+            decay_steps=0,  # cosine decay over so many steps; 0: constant
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            clip_norm=0.0,  # global gradient norm; 0: not clipped
+        )
+    )
+    config.bad_step = "skip"  # a loss or gradient that is not finite: "skip" (counted) or "stop"
+    config.max_gradient_norm = 0.0  # a larger one is a bad step too; 0: any finite norm is good
+    config.rasterizer = "auto"  # kernels.rasterize's backend
+
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that are left
+    config.checkpoint = ConfigDict(dict(every=2000, keep=3))
+    config.log = ConfigDict(dict(every=50, images_every=2000, images=4))
+    config.eval = ConfigDict(
+        dict(
+            dataset="vfhq_test",
+            people=50,
+            images_per_person=50,
+            constant_images=500,  # training images a sector's mean is taken of
+        )
+    )
+    return config

@@ -1,0 +1,263 @@
+"""A run's folder: its config, its head template and its Orbax checkpoints.
+
+    WORKDIR/config.json              the experiment, checked before a run goes on
+    WORKDIR/template.obj             the head template the Gaussians are bound to
+    WORKDIR/checkpoints/STEP/        params, optimizer, data (Grain's iterator), progress
+
+Imported weights use the same layout with `params` alone, so training, evaluation and avatars
+restore either. Orbax writes a checkpoint under a temporary name and renames it when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from grain import checkpoint as grain_checkpoint
+
+from flexavatar_jax.head_template import HeadTemplate, load_template
+from flexavatar_jax.model import FlexAvatar
+
+CHANGEABLE = ("checkpoint", "data.root", "data.workers", "eval", "log", "mesh", "profile", "steps")
+"""Config fields that may differ when a run goes on: they don't change what a step computes."""
+
+
+class LoadedModel(NamedTuple):
+    """A model restored for evaluation or avatars."""
+
+    model: FlexAvatar
+    config: ml_collections.ConfigDict
+    step: int
+    progress: dict[str, Any]
+
+
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes a text file under a temporary name, then renames it: whole or not there at all."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def prepare_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> HeadTemplate:
+    """Creates a run's folder, or checks that an existing one belongs to the same experiment.
+
+    Returns the head template: the one stored in the folder, which a new run copies there first.
+
+    Raises:
+      ValueError: the folder holds a run of another config (names the first field that differs).
+      OSError: the folder cannot be written.
+    """
+    workdir = epath.Path(workdir)
+    stored = workdir / "config.json"
+    if not stored.exists():
+        if (workdir / "checkpoints").exists():
+            raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir")
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                template = load_template(config.model.template)
+                write_atomically(workdir / "template.obj", template.to_obj())
+                write_atomically(stored, config.to_json_best_effort(indent=2, sort_keys=True))
+        except OSError as error:
+            raise OSError(f"cannot write to --workdir {workdir}: {error.strerror or error}") from None
+        _wait_for_all("workdir created")
+    else:
+        difference = first_difference(read_config(workdir), config)
+        if difference:
+            field, old, new = difference
+            raise ValueError(
+                f"--workdir {workdir} holds a run whose config.{field} is {old}, not {new}; "
+                "choose another --workdir, or the config it was started with"
+            )
+    return load_template(os.fspath(workdir / "template.obj"))
+
+
+def first_difference(
+    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> tuple[str, Any, Any] | None:
+    """The first field in which two configs differ, those of CHANGEABLE left out, and its values."""
+    a = json.loads(old.to_json_best_effort())
+    b = json.loads(new.to_json_best_effort())
+
+    def walk(x: Any, y: Any, path: str) -> tuple[str, Any, Any] | None:
+        if path in CHANGEABLE:
+            return None
+        if isinstance(x, dict) and isinstance(y, dict):
+            for key in sorted({*x, *y}):
+                found = walk(
+                    x.get(key, "absent"), y.get(key, "absent"), f"{path}.{key}" if path else key
+                )
+                if found:
+                    return found
+            return None
+        return None if x == y else (path, x, y)
+
+    return walk(a, b, "")
+
+
+def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+    """The config a run was started with."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{workdir} is not a run's folder (no config.json); give the --workdir of a training "
+            "run or of an import"
+        )
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy") from None
+
+
+class Checkpoints:
+    """Saves and restores a run: parameters, optimiser, data iterator, progress.
+
+    Saving is asynchronous and sharded: each process writes its own shards while training goes on.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, every: int = 1):
+        self.directory = epath.Path(workdir).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, save_interval_steps=every, cleanup_tmp_directories=True
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        params: nnx.State,
+        opt_state: Any = None,
+        data: Any = None,
+        progress: dict[str, Any] | None = None,
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Starts saving after `step` steps if that step is due or `force` is set; says if it did."""
+        items = {
+            "params": ocp.args.StandardSave(nnx.to_pure_dict(params)),
+            "progress": ocp.args.JsonSave(progress or {}),
+        }
+        if opt_state is not None:
+            items["optimizer"] = ocp.args.StandardSave(_pure(opt_state))
+        if data is not None:
+            items["data"] = grain_checkpoint.CheckpointSave(data)
+        if force and self._manager.latest_step() == step:
+            return False
+        return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
+
+    def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
+        """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
+
+        Raises:
+          ValueError: the checkpoint is incomplete or of another model.
+        """
+        like = nnx.to_pure_dict(abstract)
+        restored = self._restore(step, params=ocp.args.StandardRestore(like))
+        return _refill(abstract, restored["params"])
+
+    def restore_run(
+        self, step: int, abstract_params: nnx.State, abstract_opt_state: Any, data: Any
+    ) -> tuple[nnx.State, Any, dict[str, Any]]:
+        """Parameters, optimiser state and progress; `data`'s iterator is set to where it was."""
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(nnx.to_pure_dict(abstract_params)),
+            optimizer=ocp.args.StandardRestore(_pure(abstract_opt_state)),
+            data=grain_checkpoint.CheckpointRestore(data),
+            progress=ocp.args.JsonRestore(),
+        )
+        params = _refill(abstract_params, restored["params"])
+        leaves = jax.tree.leaves(restored["optimizer"])
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract_opt_state), leaves)
+        return params, opt_state, restored["progress"]
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return self._restore(step, progress=ocp.args.JsonRestore())["progress"] or {}
+
+    def has_optimizer(self, step: int) -> bool:
+        return (self.directory / str(step) / "optimizer").exists()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the scheduler announced (on any host) that it is about to stop this job."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Blocks until a save under way is on disk; raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        path = self.directory / str(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises many kinds for a damaged folder.
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the checkpoint {path} cannot be restored: it is incomplete or of another model "
+                f"({type(error).__name__}: {reason}); move it away to go on from the one before"
+            ) from error
+
+
+def load_model(workdir: epath.PathLike, step: int | None = None) -> LoadedModel:
+    """Restores a model for inference from a run's folder, by default its newest checkpoint."""
+    config = read_config(workdir)
+    template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step if step is None else step
+    if step is None or not (checkpoints.directory / str(step)).exists():
+        raise FileNotFoundError(
+            f"{checkpoints.directory} has no checkpoint" + (f" of step {step}" if step else "")
+        )
+    model = FlexAvatar(config.model, template, rngs=nnx.Rngs(0))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        nnx.state(model, nnx.Param),
+    )
+    nnx.update(model, checkpoints.restore_params(step, abstract))
+    progress = checkpoints.progress(step)
+    checkpoints.close()
+    return LoadedModel(model, config, step, progress)
+
+
+def _pure(tree: Any) -> list[Any]:
+    """An optimiser state as a flat list: Orbax needs no knowledge of optax's classes."""
+    return jax.tree.leaves(tree)
+
+
+def _refill(abstract: nnx.State, values: dict[str, Any]) -> nnx.State:
+    """An `nnx.State` like `abstract` with the arrays of a pure dict."""
+    flat = dict(nnx.to_flat_state(abstract))
+    pure = {path: v for path, v in _walk(values)}
+    return nnx.from_flat_state([(path, v.replace(pure[path])) for path, v in flat.items()])
+
+
+def _walk(tree: Any, path: tuple = ()):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _walk(value, (*path, int(key) if str(key).isdigit() else key))
+    else:
+        yield path, tree
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

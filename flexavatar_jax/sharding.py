@@ -1,0 +1,82 @@
+"""Where arrays live: the device mesh and the one table that lays parameters out on it.
+
+The mesh has three axes. `data` splits the batch and repeats the parameters, `fsdp` splits the batch
+and the parameters, `tensor` splits the parameters' wide dimensions. Parameters name their
+dimensions by logical axes (metadata `logical_axes` of each `nnx.Param`); RULES maps those to the
+mesh. The design follows the logical axis rules of MaxText and T5X.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+RULES: dict[str | None, str | None] = {
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "channels_in": "fsdp",
+    "channels_out": "tensor",
+    None: None,
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over all devices, or over `devices`.
+
+    One size may be -1: it takes what the others leave.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    given = int(np.prod([n for n in sizes.values() if n != -1]))
+    free = [axis for axis, n in sizes.items() if n == -1]
+    if len(free) > 1 or any(n == 0 or n < -1 for n in sizes.values()):
+        raise ValueError(f"config.mesh {sizes} must have positive sizes and at most one -1")
+    if free and len(devices) % given == 0:
+        sizes[free[0]] = len(devices) // given
+    shape = tuple(sizes.values())
+    if -1 in shape or int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"config.mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit "
+            f"{len(devices)} devices; the sizes must multiply to that number (-1: what is left)"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def parameter_spec(mesh: Mesh, variable: nnx.Variable) -> PartitionSpec:
+    """The mesh axes of each dimension of a parameter; a dimension they do not divide stays whole."""
+    names = variable.get_metadata().get("logical_axes") or (None,) * variable.get_value().ndim
+    used: set[str] = set()
+    spec = []
+    for name, size in zip(names, variable.get_value().shape, strict=True):
+        axis = RULES[name]
+        fits = axis is not None and axis not in used and size % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+        used.add(axis) if fits else None
+    return PartitionSpec(*spec)
+
+
+def parameter_shardings(mesh: Mesh, params: nnx.State) -> nnx.State:
+    """The sharding of every parameter, in a tree like `params`."""
+    return jax.tree.map(
+        lambda v: v.replace(NamedSharding(mesh, parameter_spec(mesh, v))),
+        params,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split over their first dimension."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,244 @@
+"""One optimisation step: batch in, rendered targets, loss, new parameters.
+
+The step is one jitted program over the mesh of `sharding.py`. The transformer runs under XLA's
+automatic partitioning; rendering and image losses are mapped over each device's own examples
+(`shard_map`), so that no collective runs inside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from einops import rearrange
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.augment import finish_batch
+from flexavatar_jax.head_template import HeadTemplate
+from flexavatar_jax.losses import training_loss
+from flexavatar_jax.model import FlexAvatar
+from flexavatar_jax.render import render
+from flexavatar_jax.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    parameter_shardings,
+    replicated,
+)
+
+Batch = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    `skipped` counts the steps whose loss or gradient was not finite (or beyond
+    `config.max_gradient_norm`): they change nothing but the step number and this count.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: optax.OptState
+    skipped: jax.Array
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam with linear warm-up, then constant or (if `decay_steps` is set) cosine decay."""
+    o = config.optimizer
+    if o.decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if o.warmup_steps else o.learning_rate,
+            peak_value=o.learning_rate,
+            warmup_steps=o.warmup_steps,
+            decay_steps=o.decay_steps,
+            end_value=o.final_learning_rate,
+        )
+    elif o.warmup_steps:
+        rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup_steps)
+    else:
+        rate = o.learning_rate
+    adam = optax.adam(rate, b1=o.b1, b2=o.b2, eps=o.eps)
+    if not o.clip_norm:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), adam)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """What is fixed before the first batch: model, optimiser, mesh, and where each array lives."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    template: HeadTemplate
+    optimizer: optax.GradientTransformation
+    frozen: Any = None
+    """Weights of the perceptual losses' networks (see `losses.load_perceptual`), or None."""
+
+    @classmethod
+    def create(cls, config, mesh: Mesh, template: HeadTemplate, frozen=None) -> TrainProgram:
+        shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+        if config.batch % shards:
+            raise ValueError(
+                f"config.batch = {config.batch} must be a multiple of {shards} "
+                "(mesh.data x mesh.fsdp x accumulate), so that every device gets whole examples"
+            )
+        return cls(config, mesh, template, make_optimizer(config), frozen)
+
+    def _build(self) -> FlexAvatar:
+        return FlexAvatar(self.config.model, self.template, rngs=nnx.Rngs(self.config.seed))
+
+    @functools.cached_property
+    def _split(self):
+        model = nnx.eval_shape(self._build)
+        return nnx.split(model, nnx.Param, ...)
+
+    def _initial(self) -> TrainState:
+        params = nnx.state(self._build(), nnx.Param)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, self.optimizer.init(params), zero)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: what compiling and restoring need."""
+        shapes = jax.eval_shape(self._initial)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self.state_sharding,
+        )
+
+    @functools.cached_property
+    def state_sharding(self) -> TrainState:
+        shapes = jax.eval_shape(self._initial)
+        everywhere = replicated(self.mesh)
+        params = parameter_shardings(self.mesh, shapes.params)
+        like_params = jax.tree.structure(shapes.params)
+
+        def is_params(x: Any) -> bool:
+            return jax.tree.structure(x) == like_params
+
+        opt_state = jax.tree.map(
+            lambda x: params if is_params(x) else everywhere, shapes.opt_state, is_leaf=is_params
+        )
+        return TrainState(everywhere, params, opt_state, everywhere)
+
+    def init(self) -> TrainState:
+        """A fresh state from `config.seed`, created in place on the mesh; the same on any mesh."""
+        return jax.jit(self._initial, out_shardings=self.state_sharding)()
+
+    def model(self, params: nnx.State) -> FlexAvatar:
+        """The model with `params` in it."""
+        return nnx.merge(self._split[0], params, self._constants)
+
+    @functools.cached_property
+    def _constants(self) -> nnx.State:
+        with jax.ensure_compile_time_eval():
+            return nnx.state(self._build(), nnx.Not(nnx.Param))
+
+    def loss(
+        self, params: nnx.State, batch: Batch, *, perceptual: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean training loss of a finished batch and its parts (scalars)."""
+        model = self.model(params)
+        code = model.encode(
+            batch["input_image"],
+            batch["input_cam2head"],
+            batch["input_K"],
+            batch.get("features"),
+        )
+        gaussians = model.decode(code, batch["target_expression"], batch["source"])
+        gaussians = jax.tree.map(lambda x: x.astype(jnp.float32), gaussians)
+        names = ("target_image", "target_cam2head", "target_K", "background")
+        on_shard = jax.shard_map(
+            functools.partial(
+                shard_losses, config=self.config, frozen=self.frozen, perceptual=perceptual
+            ),
+            mesh=self.mesh,
+            in_specs=PartitionSpec(BATCH_AXES),
+            out_specs=PartitionSpec(BATCH_AXES),
+            check_vma=False,
+        )
+        loss, parts = on_shard(gaussians, {name: batch[name] for name in names})
+        return jnp.mean(loss), jax.tree.map(jnp.mean, parts)
+
+    def step(
+        self, state: TrainState, batch: Batch, *, perceptual: bool = False
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """New state and metrics (scalars) from a batch as the pipeline makes it (uint8 images)."""
+        batch = finish_batch(batch)
+        grad = jax.value_and_grad(
+            functools.partial(self.loss, perceptual=perceptual), has_aux=True
+        )
+        accumulate = self.config.accumulate
+        if accumulate == 1:
+            (loss, parts), gradient = grad(state.params, batch)
+        else:
+            # Neighbours go to different micro-batches, so each device keeps its own examples.
+            micro = jax.tree.map(
+                lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch
+            )
+            micro = jax.lax.with_sharding_constraint(
+                micro, NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
+            )
+            one = functools.partial(grad, state.params)
+            shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micro))
+            total, _ = jax.lax.scan(
+                lambda carry, b: (jax.tree.map(jnp.add, carry, one(b)), None),
+                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+                micro,
+            )
+            (loss, parts), gradient = jax.tree.map(lambda x: x / accumulate, total)
+        norm = optax.global_norm(gradient)
+        limit = self.config.max_gradient_norm
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (norm < limit if limit else True)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        skipped = state.skipped + jnp.where(good, 0, 1)
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "skipped": skipped}
+        return TrainState(state.step + 1, params, opt_state, skipped), metrics
+
+    def jitted_step(self, *, perceptual: bool = False) -> Callable:
+        """`step` compiled for the mesh; the old state's memory is reused for the new one."""
+        return jax.jit(
+            functools.partial(self.step, perceptual=perceptual),
+            in_shardings=(self.state_sharding, batch_sharding(self.mesh)),
+            out_shardings=(self.state_sharding, replicated(self.mesh)),
+            donate_argnums=0,
+        )
+
+
+def shard_losses(gaussians, batch: Batch, *, config, frozen, perceptual: bool):
+    """Renders one device's examples and compares: ([1] loss, {part: [1]}) for the mean outside.
+
+    Gaussians are [B, T, G, ...], images [B, T, H, W, 3]; one background an example.
+    """
+    images, targets = batch["target_image"].shape[:2], batch["target_image"]
+    background = jnp.broadcast_to(batch["background"][:, None], (*images, 3))
+    out = render(
+        gaussians,
+        batch["target_cam2head"],
+        batch["target_K"],
+        background,
+        size=targets.shape[-2],
+        backend=config.rasterizer,
+    )
+    loss, parts = training_loss(
+        rearrange(out.color, "b t h w c -> (b t) h w c"),
+        rearrange(targets, "b t h w c -> (b t) h w c"),
+        config.loss,
+        frozen,
+        perceptual=perceptual,
+    )
+    parts = {**parts, "splat_overflow": jnp.sum(out.overflow).astype(jnp.float32)}
+    return loss[None], {name: value[None] for name, value in parts.items()}
