@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "orbax-checkpoint>=0.11.20",
     "pillow>=10.3",
     "safetensors>=0.4.5",
+    "scipy>=1.13",
     "tensorboard>=2.17",
     "tensorflow-datasets>=4.9.7",
     "tqdm>=4.66",

@@ -1,0 +1,109 @@
+"""The neutral head: a closed, smooth, human-sized surface whose UV map fills the unit square."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import head_mesh
+
+
+@pytest.fixture(scope="module")
+def mesh() -> head_mesh.Mesh:
+    return head_mesh.template_mesh()
+
+
+def test_is_as_large_as_a_head(mesh):
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    assert 3000 < len(mesh.vertices) < 10000
+    head = mesh.vertices[mesh.vertices[:, 1] > -0.08]
+    assert 0.16 < np.ptp(head[:, 0]) < 0.20  # with ears
+    assert 0.12 < high[1] < 0.14
+    assert low[1] < -0.15
+    assert 0.07 < high[2] < 0.09  # the tip of the nose
+    nose = mesh.vertices[mesh.vertices[:, 2].argmax()]
+    np.testing.assert_allclose(nose[:2], [0, -0.009], atol=0.004)
+
+
+def test_left_is_the_mirror_of_right():
+    u, v = np.meshgrid(np.linspace(0, 1, 41), np.linspace(0, 1, 31))
+    left, right = head_mesh.head_surface(u, v), head_mesh.head_surface(1 - u, v)
+    np.testing.assert_allclose(left, right * [-1, 1, 1], atol=1e-12)
+
+
+def test_closes_at_the_seam_and_on_the_crown():
+    t = np.linspace(0, 1, 50)
+    surface = head_mesh.head_surface
+    np.testing.assert_allclose(surface(0 * t, t), surface(0 * t + 1, t), atol=1e-12)
+    np.testing.assert_allclose(surface(t, 0 * t), surface(1 - t, 0 * t), atol=1e-12)
+
+
+def test_the_only_border_is_the_end_of_the_neck(mesh):
+    edges = np.concatenate([mesh.faces[:, [i, (i + 1) % 3]] for i in range(3)])
+    undirected, count = np.unique(np.sort(edges, axis=-1), axis=0, return_counts=True)
+    assert count.max() == 2
+    rim = mesh.vertices[undirected[count == 1].ravel()]
+    on_crown = np.abs(rim[:, 0]) < 1e-9  # the fold, closed in space
+    assert np.all(on_crown | (rim[:, 1] < -0.15))
+
+
+def test_faces_look_outward(mesh):
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    normal = np.cross(b - a, c - a)
+    head = ((a + b + c) / 3)[:, 1] > -0.06
+    outward = (a + b + c) / 3 - [0, 0.02, -0.03]
+    assert np.mean(np.sum(normal * outward, -1)[head] > 0) > 0.99
+
+
+def test_texture_fills_the_unit_square_without_overlap(mesh):
+    a, b, c = np.moveaxis(mesh.uvs[mesh.face_uvs], 1, 0)
+    (e, f), (g, h) = (b - a).T, (c - a).T
+    area = (e * h - f * g) / 2
+    assert np.all(area < 0) or np.all(area > 0)
+    np.testing.assert_allclose(np.abs(area.sum()), 1)
+    assert mesh.uvs.min() == 0
+    assert mesh.uvs.max() == 1
+
+
+def test_face_is_upright_and_larger_than_the_back_in_the_map(mesh):
+    surface = head_mesh.head_surface
+    forehead, nose, chin = (surface(np.array(0.5), np.array(v)) for v in (0.3, 0.55, 0.75))
+    assert forehead[1] > nose[1] > chin[1]
+    assert surface(np.array(0.6), np.array(0.5))[0] > 0  # the person's left
+
+    def share(u: float) -> float:
+        """Share of the map's width, over share of the head's girth, of a strip at eye level."""
+        ends = surface(np.array([u - 0.01, u + 0.01]), np.array([0.45, 0.45]))
+        return 0.02 / np.linalg.norm(ends[1] - ends[0])
+
+    assert 1.2 < share(0.5) / share(0.0) < 3
+
+
+def test_neighbouring_texels_are_neighbours_on_the_head():
+    r = 64
+    centres = (np.arange(r) + 0.5) / r
+    points = head_mesh.head_surface(*np.meshgrid(centres, centres))
+    for axis in (0, 1):
+        assert np.linalg.norm(np.diff(points, axis=axis), axis=-1).max() < 0.025
+
+
+def test_obj_holds_the_mesh(mesh, tmp_path):
+    path = tmp_path / "head.obj"
+    head_mesh.write_obj(path)
+    rows = [line.split() for line in path.read_text().splitlines()]
+    vertices = np.array([row[1:] for row in rows if row[0] == "v"], float)
+    uvs = np.array([row[1:] for row in rows if row[0] == "vt"], float)
+    corners = np.array([[c.split("/") for c in row[1:]] for row in rows if row[0] == "f"], int)
+    np.testing.assert_allclose(vertices, mesh.vertices, atol=1e-6)
+    np.testing.assert_allclose(uvs, mesh.uvs, atol=1e-6)
+    np.testing.assert_array_equal(corners[..., 0] - 1, mesh.faces)
+    np.testing.assert_array_equal(corners[..., 1] - 1, mesh.face_uvs)
+    assert [p.name for p in tmp_path.iterdir()] == ["head.obj"]
+
+
+def test_shape_parameters_change_what_they_name():
+    v = np.linspace(0, 1, 200)
+    u = np.full_like(v, 0.5)
+    mean = head_mesh.head_surface(u, v)
+    long_nose = head_mesh.head_surface(u, v, head_mesh.HeadShape(nose_length=1.3))
+    assert long_nose[:, 2].max() > mean[:, 2].max() + 0.005
+    tall = head_mesh.head_surface(u, v, head_mesh.HeadShape(height=1.1))
+    np.testing.assert_allclose(tall[:, 1].max(), 1.1 * mean[:, 1].max())
