@@ -1,0 +1,108 @@
+"""What a rendered image is trained towards: L1, SSIM and two perceptual distances.
+
+    loss = 0.8 L1 + 0.2 (1 - SSIM) + DINO + SAM        (weights: `config.loss`)
+
+Every term is the mean of a per-element quantity, so values don't depend on batch or image size.
+Images are float32 RGB in [0, 1], channels last, `*b h w 3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+SSIM_C1 = 0.01**2
+SSIM_C2 = 0.03**2
+
+Images = Float[Array, "*b h w 3"]
+Scalar = Float[Array, ""]
+
+
+def training_loss(
+    prediction: Float[Array, "b t h w 3"],
+    target: Float[Array, "b t h w 3"],
+    config: Mapping[str, float],
+    *,
+    perceptual: bool = False,
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """The weighted sum that training minimises, and its parts before weighting.
+
+    `config` is `config.loss`: the weights `l1`, `ssim`, `dino` and `sam`; a term of weight 0 isn't
+    computed. `perceptual` is static: the frozen networks join at `config.loss.perceptual_start`,
+    which the trainer does by compiling a second step, so that the first pays nothing for them.
+    """
+    parts = {}
+    if config["l1"]:
+        parts["l1"] = l1(prediction, target)
+    if config["ssim"]:
+        parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
+    total = sum((config[name] * part for name, part in parts.items()), start=jnp.zeros(()))
+    return total, parts
+
+
+def l1(prediction: Float[Array, "*s"], target: Float[Array, "*s"]) -> Scalar:
+    """Mean absolute difference over all elements."""
+    return jnp.mean(jnp.abs(prediction - target))
+
+
+def psnr(prediction: Images, target: Images) -> Float[Array, "*b"]:
+    """Peak signal-to-noise ratio of each image in dB, peak 1; infinite for equal images."""
+    return -10 * jnp.log10(jnp.mean((prediction - target) ** 2, axis=(-3, -2, -1)))
+
+
+@jax.checkpoint
+def ssim(prediction: Images, target: Images) -> Float[Array, "*b"]:
+    """Structural similarity of each image (Wang et al., 2004), 1 for equal ones.
+
+    An 11x11 Gaussian window of sigma 1.5, each channel on its own, images padded with zeros to keep
+    their size: the variant that the Gaussian splatting literature trains with. Its maps are
+    recomputed in the backward pass, as they'd take ten times the memory of the images.
+    """
+    moments = jnp.concatenate(
+        [prediction, target, prediction**2, target**2, prediction * target], axis=-1
+    )
+    mu_x, mu_y, xx, yy, xy = jnp.split(_gaussian_blur(moments), 5, axis=-1)
+    var_x, var_y, covariance = xx - mu_x**2, yy - mu_y**2, xy - mu_x * mu_y
+    similarity = ((2 * mu_x * mu_y + SSIM_C1) * (2 * covariance + SSIM_C2)) / (
+        (mu_x**2 + mu_y**2 + SSIM_C1) * (var_x + var_y + SSIM_C2)
+    )
+    return jnp.mean(similarity, axis=(-3, -2, -1))
+
+
+def _gaussian_blur(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """`x` under the SSIM window, separably, zero beyond the border."""
+    x = rearrange(_blur_rows(x), "... h w c -> ... w h c")
+    return rearrange(_blur_rows(x), "... w h c -> ... h w c")
+
+
+def _blur_rows(x: Float[Array, "*b h w c"], block: int = 64) -> Float[Array, "*b h w c"]:
+    """Blur along h as a product with a banded matrix, a block of rows at a time.
+
+    A matrix product is what TPUs are made of, and on CPU at 512x512 it's ten times as fast as a
+    depthwise convolution; blocks keep the band from being mostly zeros.
+    """
+    height, reach = x.shape[-3], SSIM_WINDOW // 2
+    block = min(block, height)
+    blocks = -(-height // block)
+    padding = [(0, 0)] * (x.ndim - 3) + [(reach, reach + blocks * block - height), (0, 0), (0, 0)]
+    x = jnp.pad(x, padding)
+    windows = [x[..., i * block : (i + 1) * block + 2 * reach, :, :] for i in range(blocks)]
+    taps = np.exp(-((np.arange(SSIM_WINDOW) - reach) ** 2) / (2 * SSIM_SIGMA**2))
+    band = np.zeros((block, block + 2 * reach), np.float32)
+    for i in range(block):
+        band[i, i : i + SSIM_WINDOW] = taps / taps.sum()
+    # Variances are small differences of these sums: less than full precision shows.
+    blurred = jnp.einsum(
+        "oi,...nihc->...nohc",
+        band,
+        jnp.stack(windows, axis=-4),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return rearrange(blurred, "... n o w c -> ... (n o) w c")[..., :height, :, :]
