@@ -27,6 +27,7 @@ REQUIREMENTS = [
     "safetensors>=0.4.5",
     "scipy>=1.13",
     "tensorboard>=2.17",
+    "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
     "tqdm>=4.66",
 ]

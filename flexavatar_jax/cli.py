@@ -41,18 +41,23 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         fail(ValueError(f"in --config and its overrides: {message}"), status=2)
 
 
+def guard(main: Callable[[], int | None]) -> int | None:
+    """Runs `main`; a user's mistake ends the process with one sentence."""
+    try:
+        return main()
+    except USER_ERRORS as error:
+        fail(error)
+    except KeyboardInterrupt:
+        return 130
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main`, and turns a user's mistake into one sentence."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             fail(ValueError(f"argument {argv[1]!r} is not known; --help lists the flags"), 2)
-        try:
-            return main()
-        except USER_ERRORS as error:
-            fail(error)
-        except KeyboardInterrupt:
-            return 130
+        return guard(main)
 
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=parse_flags)

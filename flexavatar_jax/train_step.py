@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.augment import finish_batch
+from flexavatar_jax.gaussians import Gaussians
 from flexavatar_jax.head_template import HeadTemplate
 from flexavatar_jax.losses import training_loss
 from flexavatar_jax.model import FlexAvatar
@@ -33,6 +34,8 @@ from flexavatar_jax.sharding import (
 )
 
 Batch = dict[str, jax.Array]
+Frozen = Any
+"""Weights of the frozen networks, an argument of the step and never trained."""
 
 
 class TrainState(NamedTuple):
@@ -77,18 +80,22 @@ class TrainProgram:
     mesh: Mesh
     template: HeadTemplate
     optimizer: optax.GradientTransformation
-    frozen: Any = None
-    """Weights of the perceptual losses' networks (see `losses.load_perceptual`), or None."""
 
     @classmethod
-    def create(cls, config, mesh: Mesh, template: HeadTemplate, frozen=None) -> TrainProgram:
+    def create(
+        cls, config: ml_collections.ConfigDict, mesh: Mesh, template: HeadTemplate
+    ) -> TrainProgram:
+        """
+        Raises:
+          ValueError: the batch cannot be split over the mesh.
+        """
         shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
         if config.batch % shards:
             raise ValueError(
                 f"config.batch = {config.batch} must be a multiple of {shards} "
                 "(mesh.data x mesh.fsdp x accumulate), so that every device gets whole examples"
             )
-        return cls(config, mesh, template, make_optimizer(config), frozen)
+        return cls(config, mesh, template, make_optimizer(config))
 
     def _build(self) -> FlexAvatar:
         return FlexAvatar(self.config.model, self.template, rngs=nnx.Rngs(self.config.seed))
@@ -142,42 +149,36 @@ class TrainProgram:
             return nnx.state(self._build(), nnx.Not(nnx.Param))
 
     def loss(
-        self, params: nnx.State, batch: Batch, *, perceptual: bool
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean training loss of a finished batch and its parts (scalars)."""
+        self, params: nnx.State, frozen: Frozen, batch: Batch, *, perceptual: bool
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
+        """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
         model = self.model(params)
         code = model.encode(
-            batch["input_image"],
-            batch["input_cam2head"],
-            batch["input_K"],
-            batch.get("features"),
+            batch["input_image"], batch["input_cam2head"], batch["input_K"], batch.get("features")
         )
         gaussians = model.decode(code, batch["target_expression"], batch["source"])
-        gaussians = jax.tree.map(lambda x: x.astype(jnp.float32), gaussians)
-        names = ("target_image", "target_cam2head", "target_K", "background")
         on_shard = jax.shard_map(
-            functools.partial(
-                shard_losses, config=self.config, frozen=self.frozen, perceptual=perceptual
-            ),
+            functools.partial(shard_losses, config=self.config, perceptual=perceptual),
             mesh=self.mesh,
-            in_specs=PartitionSpec(BATCH_AXES),
+            in_specs=(PartitionSpec(BATCH_AXES), PartitionSpec(), PartitionSpec(BATCH_AXES)),
             out_specs=PartitionSpec(BATCH_AXES),
             check_vma=False,
         )
-        loss, parts = on_shard(gaussians, {name: batch[name] for name in names})
-        return jnp.mean(loss), jax.tree.map(jnp.mean, parts)
+        loss, parts, preview = on_shard(gaussians, frozen, batch)
+        return jnp.mean(loss), (jax.tree.map(jnp.mean, parts), preview)
 
     def step(
-        self, state: TrainState, batch: Batch, *, perceptual: bool = False
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """New state and metrics (scalars) from a batch as the pipeline makes it (uint8 images)."""
+        self, state: TrainState, frozen: Frozen, batch: Batch, *, perceptual: bool = False
+    ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
+        """One step from a batch as the pipeline makes it (uint8 images).
+
+        Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
+        """
         batch = finish_batch(batch)
-        grad = jax.value_and_grad(
-            functools.partial(self.loss, perceptual=perceptual), has_aux=True
-        )
+        grad = jax.value_and_grad(functools.partial(self.loss, perceptual=perceptual), has_aux=True)
         accumulate = self.config.accumulate
         if accumulate == 1:
-            (loss, parts), gradient = grad(state.params, batch)
+            (loss, (parts, preview)), gradient = grad(state.params, frozen, batch)
         else:
             # Neighbours go to different micro-batches, so each device keeps its own examples.
             micro = jax.tree.map(
@@ -186,17 +187,21 @@ class TrainProgram:
             micro = jax.lax.with_sharding_constraint(
                 micro, NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
             )
-            one = functools.partial(grad, state.params)
-            shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micro))
-            total, _ = jax.lax.scan(
-                lambda carry, b: (jax.tree.map(jnp.add, carry, one(b)), None),
-                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-                micro,
-            )
-            (loss, parts), gradient = jax.tree.map(lambda x: x / accumulate, total)
+
+            def add(total, one):
+                (loss, (parts, preview)), gradient = grad(state.params, frozen, one)
+                return jax.tree.map(jnp.add, total, (loss, parts, gradient)), preview
+
+            first = jax.tree.map(lambda x: x[0], micro)
+            (loss, (parts, _)), gradient = jax.eval_shape(grad, state.params, frozen, first)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, parts, gradient))
+            total, previews = jax.lax.scan(add, zeros, micro)
+            loss, parts, gradient = jax.tree.map(lambda x: x / accumulate, total)
+            preview = previews[0]
         norm = optax.global_norm(gradient)
         limit = self.config.max_gradient_norm
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (norm < limit if limit else True)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        good &= norm < limit if limit else True
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = jax.tree.map(
@@ -206,31 +211,42 @@ class TrainProgram:
         )
         skipped = state.skipped + jnp.where(good, 0, 1)
         metrics = {"loss": loss, **parts, "gradient_norm": norm, "skipped": skipped}
-        return TrainState(state.step + 1, params, opt_state, skipped), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped), metrics, preview
 
     def jitted_step(self, *, perceptual: bool = False) -> Callable:
-        """`step` compiled for the mesh; the old state's memory is reused for the new one."""
+        """`step` for the mesh, ready to call or lower; the old state's memory is reused."""
+        everywhere, split = replicated(self.mesh), batch_sharding(self.mesh)
         return jax.jit(
             functools.partial(self.step, perceptual=perceptual),
-            in_shardings=(self.state_sharding, batch_sharding(self.mesh)),
-            out_shardings=(self.state_sharding, replicated(self.mesh)),
+            in_shardings=(self.state_sharding, everywhere, split),
+            out_shardings=(self.state_sharding, everywhere, split),
             donate_argnums=0,
         )
 
 
-def shard_losses(gaussians, batch: Batch, *, config, frozen, perceptual: bool):
-    """Renders one device's examples and compares: ([1] loss, {part: [1]}) for the mean outside.
+def shard_losses(
+    gaussians: Gaussians,
+    frozen: Frozen,
+    batch: Batch,
+    *,
+    config: ml_collections.ConfigDict,
+    perceptual: bool,
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+    """Renders one device's examples and compares them with their targets.
 
     Gaussians are [B, T, G, ...], images [B, T, H, W, 3]; one background an example.
+
+    Returns the loss [1] and its parts [1], to be averaged over devices, and the preview [b, H, 3W,
+    3] of the first few examples.
     """
-    images, targets = batch["target_image"].shape[:2], batch["target_image"]
-    background = jnp.broadcast_to(batch["background"][:, None], (*images, 3))
+    targets = batch["target_image"]
+    examples, images, size = targets.shape[:3]
     out = render(
         gaussians,
         batch["target_cam2head"],
         batch["target_K"],
-        background,
-        size=targets.shape[-2],
+        jnp.broadcast_to(batch["background"][:, None], (examples, images, 3)),
+        size=size,
         backend=config.rasterizer,
     )
     loss, parts = training_loss(
@@ -241,4 +257,7 @@ def shard_losses(gaussians, batch: Batch, *, config, frozen, perceptual: bool):
         perceptual=perceptual,
     )
     parts = {**parts, "splat_overflow": jnp.sum(out.overflow).astype(jnp.float32)}
-    return loss[None], {name: value[None] for name, value in parts.items()}
+    few = slice(0, config.log.images)
+    row = [batch["input_image"][few], targets[few, 0], out.color[few, 0]]
+    preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)
+    return loss[None], {name: value[None] for name, value in parts.items()}, preview

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.demo
+	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64
+	$(RUN) flexavatar_jax.train --config configs/demo.py --workdir runs/demo
+	$(RUN) flexavatar_jax.evaluate --workdir runs/demo
+	@echo "The report is at runs/demo/report/index.html"
+
+test: $(VENV)/.test
+	$(RUN) pytest
+
+test-slow: $(VENV)/.test
+	$(RUN) pytest -m slow
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python setup.py
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python setup.py
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info

@@ -1,0 +1,117 @@
+"""Making and showing avatars with a trained model: encode once, then render any view and expression."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW
+from flexavatar_jax.model import FlexAvatar
+from flexavatar_jax.render import render
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+class Animator:
+    """A model made ready to encode portraits and render avatars, in chunks of one compiled size.
+
+    Args:
+      model: the restored model.
+      chunk: images rendered at a time.
+      backend: see `kernels.rasterize`.
+    """
+
+    def __init__(self, model: FlexAvatar, *, chunk: int = 4, backend: str = "auto"):
+        self._graph, self._state = nnx.split(model)
+        self._chunk, self._backend = chunk, backend
+        self.image_size = model.config.image_size
+
+    def encode(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        mask: UInt8[np.ndarray, "H W"],
+        cam2head: Float[np.ndarray, "4 4"],
+        K: Float[np.ndarray, "3 3"],
+    ) -> Float[Array, "N D"]:
+        """The avatar code of a portrait, which is composited on white first.
+
+        `cam2head` is in the canonical head frame (OpenCV axes), `K` divided by the image size.
+        """
+        alpha = mask[..., None].astype(np.float32) / 255
+        on_white = image.astype(np.float32) / 255 * alpha + (1 - alpha)
+        arrays = [np.asarray(x, np.float32)[None] for x in (on_white, cam2head, K)]
+        return _encode(self._graph, self._state, *arrays)[0]
+
+    def render(
+        self,
+        code: Float[Array, "N D"],
+        expressions: Float[np.ndarray, "E 135"],
+        cam2head: Float[np.ndarray, "E 4 4"],
+        K: Float[np.ndarray, "E 3 3"],
+        *,
+        size: int | None = None,
+        background: tuple[float, float, float] = WHITE,
+        source: int = MULTI_VIEW,
+        progress=lambda chunks: chunks,
+    ) -> Float[np.ndarray, "E size size 3"]:
+        """Images of an avatar, RGB in [0, 1]: one for each expression and its camera.
+
+        Args:
+          source: the bias sink; whole heads come from the multi-view one.
+          progress: wraps the iterable of chunks, such as `tqdm`.
+
+        Raises:
+          ValueError: an expression code of another length; splats that did not fit (overflow).
+        """
+        expressions = np.asarray(expressions, np.float32)
+        if expressions.ndim != 2 or expressions.shape[1] != EXPRESSION_SIZE:
+            raise ValueError(
+                f"expression codes must be [E, {EXPRESSION_SIZE}] (FLAME: exp, eyes, eyelids, neck, "
+                f"jaw, R, t), not {list(expressions.shape)}"
+            )
+        images = []
+        for start in progress(range(0, len(expressions), self._chunk)):
+            part = slice(start, start + self._chunk)
+            inputs = [np.asarray(x, np.float32)[part] for x in (expressions, cam2head, K)]
+            count = len(inputs[0])
+            inputs = [np.pad(x, [(0, self._chunk - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in inputs]
+            color, overflow = _render(
+                self._graph,
+                self._state,
+                code,
+                *inputs,
+                jnp.asarray(background, jnp.float32),
+                source,
+                size=size or self.image_size,
+                backend=self._backend,
+            )
+            if int(overflow):
+                raise ValueError(f"{int(overflow)} splats did not fit the rasterizer's capacity")
+            images.append(np.asarray(color)[:count])
+        return np.concatenate(images)
+
+
+@jax.jit
+def _encode(graph, state, image, cam2head, K):
+    return nnx.merge(graph, state).encode(image, cam2head, K)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "backend"))
+def _render(graph, state, code, expressions, cam2head, K, background, source, *, size, backend):
+    gaussians = nnx.merge(graph, state).decode(
+        code[None], expressions[None], jnp.asarray(source, jnp.int32)[None]
+    )
+    out = render(
+        jax.tree.map(lambda x: x[0], gaussians),
+        cam2head,
+        K,
+        jnp.broadcast_to(background, (len(expressions), 3)),
+        size=size,
+        backend=backend,
+    )
+    return jnp.clip(out.color, 0, 1), jnp.sum(out.overflow)
