@@ -50,7 +50,7 @@ _RINGS = np.array(
         (0.83, -0.094, 0.011, -0.100, -0.032, -0.110, -0.083, 0.0500),
         (0.88, -0.114, 0.000, -0.119, -0.040, -0.126, -0.090, 0.055),
         (0.94, -0.143, -0.003, -0.143, -0.047, -0.144, -0.100, 0.080),
-        (1.00, -0.172, 0.005, -0.168, -0.050, -0.163, -0.108, 0.118),
+        (1.00, -0.188, 0.008, -0.182, -0.050, -0.178, -0.110, 0.130),
     ]
 )
 _PROFILES = CubicSpline(_RINGS[:, 0], _RINGS[:, 1:])
@@ -60,7 +60,8 @@ _PROFILES = CubicSpline(_RINGS[:, 0], _RINGS[:, 1:])
 class HeadShape:
     """What sets one neutral head apart from another; the defaults are the average head.
 
-    Ratios multiply a length of the average head; `nose_hook` and the like are in metres.
+    Ratios multiply a length of the average head. Whatever the shape, a surface coordinate keeps
+    its meaning: the corners of the mouth, say, have the same (u, v) on all heads.
     """
 
     width: float = 1.0  # of the skull
@@ -77,6 +78,9 @@ class HeadShape:
     lips: float = 1.0  # fullness
     chin: float = 0.006  # how far it stands out, metres
     eye_spacing: float = 1.0
+    eye_height: float = 0.0  # metres up
+    mouth_width: float = 1.0
+    mouth_height: float = 0.0  # metres up
 
 
 class Mesh(NamedTuple):
@@ -159,6 +163,7 @@ def head_surface(
     front, back = (front_z - side_z), (back_z - side_z) * depth
     z = side_z + full * ((front - back) / 2 * cos + (front + back) / 2 * cos**2)
     z = z + _relief(x, y, shape) * smoothstep(0.15, 0.55, cos)
+    x, y = _move_features(x, y, smoothstep(0.15, 0.55, cos), shape)
     y = y * (1 + (shape.height - 1) * (1 - below))
     return np.stack([x, y, z], axis=-1)
 
@@ -183,15 +188,25 @@ def smoothstep(start: float, end: float, x: np.ndarray) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+def _move_features(
+    x: np.ndarray, y: np.ndarray, front: np.ndarray, shape: HeadShape
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slides eyes and mouth over the face, the skin round them coming along."""
+    eyes = front * np.exp(-(((np.abs(x) - EYE_OFFSET) / 0.02) ** 2) - ((y - 0.03) / 0.02) ** 2)
+    mouth = front * np.exp(-((x / 0.035) ** 2) - ((y - MOUTH_HEIGHT) / 0.016) ** 2)
+    dx = np.sign(x) * EYE_OFFSET * (shape.eye_spacing - 1) * eyes
+    dx = dx + x * (shape.mouth_width - 1) * mouth
+    return x + dx, y + shape.eye_height * eyes + shape.mouth_height * mouth
+
+
 def _relief(x: np.ndarray, y: np.ndarray, shape: HeadShape) -> np.ndarray:
     """How far the face stands out (+z) of its rings at (x, y): sockets, nose, lips, chin."""
     side = np.abs(x)
-    eye = EYE_OFFSET * shape.eye_spacing
 
     def bump(cx: float, cy: float, sx: float, sy: float) -> np.ndarray:
         return np.exp(-(((side - cx) / sx) ** 2) - ((y - cy) / sy) ** 2)
 
-    sockets = -0.0075 * shape.sockets * bump(eye - 0.003, 0.024, 0.017, 0.0115)
+    sockets = -0.0075 * shape.sockets * bump(EYE_OFFSET - 0.003, 0.024, 0.017, 0.0115)
     brow = 0.0040 * shape.brow * bump(0.026, 0.043, 0.022, 0.0085)
     cheek = 0.0040 * shape.cheek * bump(0.043, -0.004, 0.016, 0.016)
 
