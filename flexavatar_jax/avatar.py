@@ -12,68 +12,19 @@ Writes an MP4 and a GIF of the same name. The portrait's tracking (Pixel3DMM) li
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
-import imageio
 import numpy as np
-from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipelines import cameras
 from data_pipelines.pixel3dmm import read_driving, read_portrait
 from flexavatar_jax import cli
+from flexavatar_jax.animation import write_animation
 from flexavatar_jax.checkpoints import load_model
-from flexavatar_jax.inference import Animator
+from flexavatar_jax.inference import Animator, orbit_cameras
 
 FRAMES_PER_SECOND = 24
-
-
-def orbit_cameras(
-    cam2head: Float[np.ndarray, "4 4"], frames: int
-) -> Float[np.ndarray, "frames 4 4"]:
-    """A camera turned once round the head's vertical axis, starting where it stands."""
-    turns = [
-        cameras.rigid(cameras.axis_angle(np.array([0.0, 1.0, 0.0]), angle), np.zeros(3))
-        for angle in np.linspace(0, 2 * np.pi, frames, endpoint=False)
-    ]
-    return np.stack([turn @ cam2head for turn in turns])
-
-
-def write_animation(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> list[Path]:
-    """Writes `frames` as MP4 and GIF beside each other (`path` with either suffix).
-
-    Each file is written under a temporary name and renamed when it is whole.
-    """
-    written = []
-    for suffix in (".mp4", ".gif"):
-        target = path.with_suffix(suffix)
-        handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=f".{path.stem}.", dir=path.parent)
-        os.close(handle)
-        try:
-            if suffix == ".gif":
-                pictures = [Image.fromarray(frame) for frame in frames]
-                pictures[0].save(
-                    temporary,
-                    save_all=True,
-                    append_images=pictures[1:],
-                    duration=round(1000 / fps),
-                    loop=0,
-                )
-            else:
-                # H.264 in 4:2:0 wants even sides: the last row or column is repeated.
-                even = np.pad(
-                    frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], "edge"
-                )
-                imageio.mimwrite(temporary, list(even), fps=fps, quality=8, macro_block_size=2)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        written.append(target)
-    return written
 
 
 def render_avatar(args: argparse.Namespace) -> None:
@@ -89,7 +40,9 @@ def render_avatar(args: argparse.Namespace) -> None:
     loaded = load_model(args.workdir, args.step)
     animator = Animator(loaded.model, backend=args.backend)
     size = animator.image_size
-    image = np.asarray(Image.fromarray(portrait.image).resize((size, size), Image.Resampling.BICUBIC))
+    image = np.asarray(
+        Image.fromarray(portrait.image).resize((size, size), Image.Resampling.BICUBIC)
+    )
     mask = np.asarray(Image.fromarray(portrait.mask).resize((size, size), Image.Resampling.BICUBIC))
     code = animator.encode(image, mask, portrait.cam2head, portrait.K)
     if driving is None:

@@ -58,7 +58,9 @@ def prepare_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) 
     stored = workdir / "config.json"
     if not stored.exists():
         if (workdir / "checkpoints").exists():
-            raise ValueError(f"{workdir} holds checkpoints but no config.json; use another --workdir")
+            raise ValueError(
+                f"{workdir} holds checkpoints but no config.json; use another --workdir"
+            )
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -66,7 +68,9 @@ def prepare_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) 
                 write_atomically(workdir / "template.obj", template.to_obj())
                 write_atomically(stored, config.to_json_best_effort(indent=2, sort_keys=True))
         except OSError as error:
-            raise OSError(f"cannot write to --workdir {workdir}: {error.strerror or error}") from None
+            raise OSError(
+                f"cannot write to --workdir {workdir}: {error.strerror or error}"
+            ) from None
         _wait_for_all("workdir created")
     else:
         difference = first_difference(read_config(workdir), config)

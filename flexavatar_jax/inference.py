@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from data_pipelines import cameras
 from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW
 from flexavatar_jax.model import FlexAvatar
 from flexavatar_jax.render import render
@@ -79,7 +80,10 @@ class Animator:
             part = slice(start, start + self._chunk)
             inputs = [np.asarray(x, np.float32)[part] for x in (expressions, cam2head, K)]
             count = len(inputs[0])
-            inputs = [np.pad(x, [(0, self._chunk - count)] + [(0, 0)] * (x.ndim - 1), "edge") for x in inputs]
+            inputs = [
+                np.pad(x, [(0, self._chunk - count)] + [(0, 0)] * (x.ndim - 1), "edge")
+                for x in inputs
+            ]
             color, overflow = _render(
                 self._graph,
                 self._state,
@@ -94,6 +98,17 @@ class Animator:
                 raise ValueError(f"{int(overflow)} splats did not fit the rasterizer's capacity")
             images.append(np.asarray(color)[:count])
         return np.concatenate(images)
+
+
+def orbit_cameras(
+    cam2head: Float[np.ndarray, "4 4"], frames: int
+) -> Float[np.ndarray, "frames 4 4"]:
+    """A camera turned once round the head's vertical axis, starting where it stands."""
+    turns = [
+        cameras.rigid(cameras.axis_angle(np.array([0.0, 1.0, 0.0]), angle), np.zeros(3))
+        for angle in np.linspace(0, 2 * np.pi, frames, endpoint=False)
+    ]
+    return np.stack([turn @ cam2head for turn in turns])
 
 
 @jax.jit

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
+from data_pipelines.mixture import make_iterator
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
 from flexavatar_jax.checkpoints import Checkpoints, prepare_workdir
 from flexavatar_jax.losses import load_frozen_networks
@@ -111,9 +111,7 @@ def compile_step(
     what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
     log.say(f"compiling the training step {what} (from step {step} on) ...")
     begin = time.monotonic()
-    compiled = (
-        program.jitted_step(perceptual=perceptual).lower(state, frozen, batch).compile()
-    )
+    compiled = program.jitted_step(perceptual=perceptual).lower(state, frozen, batch).compile()
     log.say(f"compiled in {time.monotonic() - begin:.1f} s")
     return compiled
 
@@ -183,9 +181,7 @@ class StopSignal:
         return self._asked or (jax.process_count() > 1 and checkpoints.reached_preemption(step))
 
 
-def describe(
-    config: ConfigDict, mesh: jax.sharding.Mesh, params: nnx.State, step: int
-) -> str:
+def describe(config: ConfigDict, mesh: jax.sharding.Mesh, params: nnx.State, step: int) -> str:
     count = parameter_overview.count_parameters(nnx.to_pure_dict(params))
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from data_pipelines.augment import finish_batch
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.augment import finish_batch
 from flexavatar_jax.gaussians import Gaussians
 from flexavatar_jax.head_template import HeadTemplate
 from flexavatar_jax.losses import training_loss

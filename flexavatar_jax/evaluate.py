@@ -1,0 +1,220 @@
+"""Measures a trained model on people it never saw, from all round, and shows them.
+
+    python -m flexavatar_jax.evaluate --workdir runs/demo
+
+Each test person's most frontal first frame is the only input; the model renders other frames of
+that person with the multi-view bias sink, from their own cameras with their own expression codes.
+Beside it stands the best constant: the mean training image of the same sector of view. Writes
+WORKDIR/metrics.json and WORKDIR/report/index.html.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from etils import epath
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.shards import PreparedSet
+from flexavatar_jax import cli
+from flexavatar_jax.checkpoints import load_model, write_atomically
+from flexavatar_jax.inference import Animator, orbit_cameras
+from flexavatar_jax.losses import psnr, ssim
+from flexavatar_jax.report import Orbit, TestPerson, write_report
+
+SECTORS = ("front", "side", "back")
+ORBIT_FRAMES = 48
+
+
+class Person(NamedTuple):
+    """A test person: the only input, and the frames to be predicted."""
+
+    name: str
+    input: Frame
+    targets: list[Frame]
+
+
+def azimuth(cam2head: Float[np.ndarray, "4 4"]) -> float:
+    """Degrees by which the camera stands off the face's axis, to either side: 0 front, 180 back."""
+    x, _, z = cam2head[:3, 3]
+    return float(np.degrees(np.abs(np.arctan2(x, z))))
+
+
+def sector(cam2head: Float[np.ndarray, "4 4"]) -> str:
+    """front below 60 degrees of azimuth, back from 120 on, side between."""
+    angle = azimuth(cam2head)
+    return "front" if angle < 60 else "side" if angle < 120 else "back"
+
+
+def on_white(frame: Frame) -> Float[np.ndarray, "H W 3"]:
+    """A frame's foreground on white, RGB in [0, 1]."""
+    alpha = frame.mask[..., None].astype(np.float32) / 255
+    return frame.image.astype(np.float32) / 255 * alpha + (1 - alpha)
+
+
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+
+
+def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:
+    """The first `people` of a test set, `images` evenly spaced targets each."""
+    index = data.index
+    clips = {}
+    for clip, name in enumerate(index.person):
+        clips.setdefault(str(name), clip)
+    result = []
+    for name, clip in tqdm(list(clips.items())[:people], desc="reading test people", unit="person"):
+        records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
+        first = records[index.timestep[records] == index.timestep[records].min()]
+        source = min(
+            (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
+        )
+        chosen = records[evenly_spaced(len(records), images)]
+        targets = [data.frame(int(i), size) for i in chosen]
+        targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
+        result.append(Person(name, source, targets))
+    return result
+
+
+def sector_means(config: ConfigDict) -> dict[str, Float[np.ndarray, "H W 3"]]:
+    """The mean training image of each sector: the best constant in the mean square.
+
+    Sectors that training never saw have the mean of all.
+    """
+    size = config.data.image_size
+    sums = {name: np.zeros((size, size, 3)) for name in SECTORS}
+    counts = dict.fromkeys(SECTORS, 0)
+    for name in config.data.mixture:
+        data = PreparedSet(epath.Path(config.data.root) / name)
+        wanted = evenly_spaced(len(data), config.eval.constant_images)
+        for i in tqdm(wanted, desc=f"mean image of {name}", unit="image"):
+            frame = data.frame(int(i), size)
+            sums[sector(frame.cam2head)] += on_white(frame)
+            counts[sector(frame.cam2head)] += 1
+    everything = sum(sums.values()) / sum(counts.values())
+    return {n: sums[n] / counts[n] if counts[n] else everything for n in SECTORS}
+
+
+def evaluate(workdir: epath.PathLike, step: int | None = None, data_root: str = "") -> dict:
+    """Runs the evaluation that the run's config describes; returns the metrics it wrote.
+
+    Raises:
+      FileNotFoundError, ValueError: no run, checkpoint or data set there, or a damaged one.
+    """
+    loaded = load_model(workdir, step)
+    config = loaded.config
+    if data_root:
+        config.data.root = data_root
+    size = config.data.image_size
+    people = read_people(
+        PreparedSet(epath.Path(config.data.root) / config.eval.dataset),
+        config.eval.people,
+        config.eval.images_per_person,
+        size,
+    )
+    constants = sector_means(config)
+    animator = Animator(loaded.model, backend=config.rasterizer)
+
+    shown, rows = [], []
+    for person in tqdm(people, desc="rendering test people", unit="person"):
+        source = person.input
+        code = animator.encode(source.image, source.mask, source.cam2head, source.K)
+        predictions = animator.render(
+            code,
+            np.stack([t.expression for t in person.targets]),
+            np.stack([t.cam2head for t in person.targets]),
+            np.stack([t.K for t in person.targets]),
+            size=size,
+        )
+        truths = np.stack([on_white(t) for t in person.targets])
+        sectors = [sector(t.cam2head) for t in person.targets]
+        baseline = np.stack([constants[s] for s in sectors]).astype(np.float32)
+        for name, *scores in zip(
+            sectors,
+            np.asarray(psnr(predictions, truths)),
+            np.asarray(ssim(predictions, truths)),
+            np.asarray(psnr(baseline, truths)),
+            np.asarray(ssim(baseline, truths)),
+            strict=True,
+        ):
+            rows.append((name, *map(float, scores)))
+        shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
+
+    metrics = summarise(rows)
+    metrics |= {
+        "people": len(people),
+        "images": len(rows),
+        "steps": loaded.step,
+        "seconds": round(loaded.progress.get("seconds", 0.0), 1),
+    }
+    orbits = [
+        orbit_of(animator, people[0].input, source, size) for source in (MULTI_VIEW, MONOCULAR)
+    ]
+    write_report(
+        epath.Path(workdir) / "report", config, metrics, shown, orbits, on_white(people[0].input)
+    )
+    text = json.dumps(metrics, indent=2) + "\n"
+    write_atomically(epath.Path(workdir) / "metrics.json", text)
+    write_atomically(epath.Path(workdir) / "report" / "metrics.json", text)
+    return metrics
+
+
+def summarise(rows: list[tuple[str, float, float, float, float]]) -> dict[str, float]:
+    """Means over images, of all and by sector; (sector, PSNR, SSIM, constant's PSNR, SSIM) a row."""
+    metrics = {}
+    for name in ("all", *SECTORS):
+        chosen = np.array([row[1:] for row in rows if name in ("all", row[0])])
+        if len(chosen):
+            values = dict(
+                zip(
+                    ("psnr_unseen", "ssim_unseen", "psnr_constant", "ssim_constant"),
+                    chosen.mean(axis=0),
+                    strict=True,
+                )
+            )
+            metrics |= {f"{key}_{name}": round(float(v), 4) for key, v in values.items()}
+    return metrics
+
+
+def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
+    """An avatar all the way round, made from `source`, with either bias sink."""
+    views = orbit_cameras(source.cam2head, ORBIT_FRAMES)
+    images = animator.render(
+        animator.encode(source.image, source.mask, source.cam2head, source.K),
+        np.repeat(source.expression[None], len(views), axis=0),
+        views,
+        np.repeat(source.K[None], len(views), axis=0),
+        size=max(size, 256),
+        source=sink,
+    )
+    return Orbit("multi-view sink" if sink == MULTI_VIEW else "monocular sink", images)
+
+
+def main() -> None:
+    metrics = evaluate(FLAGS.workdir, FLAGS.step, FLAGS.data_root)
+    for name in ("all", *SECTORS):
+        if f"psnr_unseen_{name}" in metrics:
+            print(
+                f"{name:>5}: PSNR {metrics[f'psnr_unseen_{name}']:.2f} dB "
+                f"(constant {metrics[f'psnr_constant_{name}']:.2f}), "
+                f"SSIM {metrics[f'ssim_unseen_{name}']:.3f} "
+                f"(constant {metrics[f'ssim_constant_{name}']:.3f})"
+            )
+    print(f"report: {epath.Path(FLAGS.workdir) / 'report' / 'index.html'}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.DEFINE_integer("step", None, "Checkpoint to evaluate (default: the newest).")
+    flags.DEFINE_string("data_root", "", "Where the data sets lie now, if not at config.data.root.")
+    flags.mark_flag_as_required("workdir")
+    cli.run(main)
