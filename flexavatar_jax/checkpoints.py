@@ -149,7 +149,7 @@ class Checkpoints:
         *,
         force: bool = False,
     ) -> bool:
-        """Starts saving after `step` steps if that step is due or `force` is set; says if it did."""
+        """Starts saving the state after `step` steps if it is due or `force`d; says if it did."""
         items = {
             "params": ocp.args.StandardSave(nnx.to_pure_dict(params)),
             "progress": ocp.args.JsonSave(progress or {}),
@@ -248,7 +248,7 @@ def _pure(tree: Any) -> list[Any]:
 def _refill(abstract: nnx.State, values: dict[str, Any]) -> nnx.State:
     """An `nnx.State` like `abstract` with the arrays of a pure dict."""
     flat = dict(nnx.to_flat_state(abstract))
-    pure = {path: v for path, v in _walk(values)}
+    pure = dict(_walk(values))
     return nnx.from_flat_state([(path, v.replace(pure[path])) for path, v in flat.items()])
 
 

@@ -154,12 +154,9 @@ def evaluate(workdir: epath.PathLike, step: int | None = None, data_root: str = 
         "steps": loaded.step,
         "seconds": round(loaded.progress.get("seconds", 0.0), 1),
     }
-    orbits = [
-        orbit_of(animator, people[0].input, source, size) for source in (MULTI_VIEW, MONOCULAR)
-    ]
-    write_report(
-        epath.Path(workdir) / "report", config, metrics, shown, orbits, on_white(people[0].input)
-    )
+    first = people[0].input
+    orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
+    write_report(epath.Path(workdir) / "report", config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
     write_atomically(epath.Path(workdir) / "metrics.json", text)
     write_atomically(epath.Path(workdir) / "report" / "metrics.json", text)
@@ -167,7 +164,7 @@ def evaluate(workdir: epath.PathLike, step: int | None = None, data_root: str = 
 
 
 def summarise(rows: list[tuple[str, float, float, float, float]]) -> dict[str, float]:
-    """Means over images, of all and by sector; (sector, PSNR, SSIM, constant's PSNR, SSIM) a row."""
+    """Means over images, all and by sector, of (sector, PSNR, SSIM, constant's PSNR, SSIM)."""
     metrics = {}
     for name in ("all", *SECTORS):
         chosen = np.array([row[1:] for row in rows if name in ("all", row[0])])

@@ -1,4 +1,4 @@
-"""Making and showing avatars with a trained model: encode once, then render any view and expression."""
+"""Avatars of a trained model: encode a portrait once, then render any view and expression."""
 
 from __future__ import annotations
 
@@ -72,18 +72,15 @@ class Animator:
         expressions = np.asarray(expressions, np.float32)
         if expressions.ndim != 2 or expressions.shape[1] != EXPRESSION_SIZE:
             raise ValueError(
-                f"expression codes must be [E, {EXPRESSION_SIZE}] (FLAME: exp, eyes, eyelids, neck, "
-                f"jaw, R, t), not {list(expressions.shape)}"
+                f"expression codes must be [E, {EXPRESSION_SIZE}] (exp, eyes, eyelids, neck, jaw, R, "
+                f"t of FLAME), not {list(expressions.shape)}"
             )
         images = []
         for start in progress(range(0, len(expressions), self._chunk)):
             part = slice(start, start + self._chunk)
             inputs = [np.asarray(x, np.float32)[part] for x in (expressions, cam2head, K)]
             count = len(inputs[0])
-            inputs = [
-                np.pad(x, [(0, self._chunk - count)] + [(0, 0)] * (x.ndim - 1), "edge")
-                for x in inputs
-            ]
+            inputs = [np.take(x, np.arange(self._chunk), axis=0, mode="clip") for x in inputs]
             color, overflow = _render(
                 self._graph,
                 self._state,

@@ -100,8 +100,8 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
     return (
         "<h2>Measured</h2><table><tr><th>sector</th><th>PSNR, dB</th><th>constant's PSNR</th>"
         f"<th>SSIM</th><th>constant's SSIM</th></tr>{''.join(rows)}</table>"
-        f"<p>{metrics['images']} images of {metrics['people']} people who are not in the training "
-        f"data; {metrics['steps']} steps in {metrics['seconds']:.0f} s of training. The constant is "
+        f"<p>{metrics['images']} images of {metrics['people']} people who are not in the "
+        f"training data; {metrics['steps']} steps in {metrics['seconds']:.0f} s of training. The constant is "
         "the mean training image of the sector.</p>"
     )
 
@@ -135,8 +135,8 @@ def _section_training(folder: epath.Path, config: ConfigDict) -> str:
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     sources = ", ".join(f"{name} {weight:g}" for name, weight in config.data.mixture.items())
     return (
-        f"<h2>Training</h2><p>Loss (log scale) from {np.exp(loss[0]):.3f} to {np.exp(loss[-1]):.3f} "
-        f"over {int(steps[-1])} steps; mixture: {html.escape(sources)}.</p>"
+        f"<h2>Training</h2><p>Loss (log scale) from {np.exp(loss[0]):.3f} to "
+        f"{np.exp(loss[-1]):.3f} over {int(steps[-1])} steps; mixture: {html.escape(sources)}.</p>"
         '<svg viewBox="-5 -5 610 160" width="610"><polyline fill="none" stroke="#36c" '
         f'stroke-width="2" points="{points}"/></svg>'
     )
@@ -160,7 +160,7 @@ def _save(path: epath.Path, image: np.ndarray) -> None:
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; }}
 .row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; }}
 figcaption {{ text-align: center; color: #666; }} td, th {{ padding: .2em 1em; text-align: right; }}
 table {{ border-collapse: collapse; }} tr + tr {{ border-top: 1px solid #ddd; }}

@@ -52,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
 
 
 def parameter_spec(mesh: Mesh, variable: nnx.Variable) -> PartitionSpec:
-    """The mesh axes of each dimension of a parameter; a dimension they do not divide stays whole."""
+    """Mesh axes of each dimension of a parameter; one they do not divide stays whole."""
     names = variable.get_metadata().get("logical_axes") or (None,) * variable.get_value().ndim
     used: set[str] = set()
     spec = []

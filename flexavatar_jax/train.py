@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
     log.say(describe(config, mesh, state.params, step))
     stop_asked = StopSignal()
     started = time.monotonic() - seconds
-    meter = Meter(config, log)
+    meter = Meter(config, workdir, log)
     step_function = None
 
     def save(force: bool = False) -> None:
@@ -128,8 +128,8 @@ def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, ja
 class Meter:
     """Gathers each step's metrics one step late, so that the devices never wait for the host."""
 
-    def __init__(self, config: ConfigDict, log: MetricLog):
-        self._config, self._log = config, log
+    def __init__(self, config: ConfigDict, workdir: epath.PathLike, log: MetricLog):
+        self._config, self._workdir, self._log = config, epath.Path(workdir), log
         self._pending: tuple | None = None
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -146,9 +146,12 @@ class Meter:
         (step, metrics, preview, batch), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
         if self._config.bad_step == "stop" and values["skipped"] > 0:
+            path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
+            save_batch(path, batch)
             raise ValueError(
                 f"step {step} gave loss {values['loss']:g} and gradient norm "
-                f"{values['gradient_norm']:g}, a bad step; config.bad_step = 'skip' goes on without"
+                f"{values['gradient_norm']:g}; its batch is in {path}; with config.bad_step = "
+                "'skip' training goes on without such steps"
             )
         finite = np.isfinite(values["loss"])
         for name, value in values.items():
@@ -164,6 +167,16 @@ class Meter:
         if step % self._config.log.images_every == 0 or step == self._config.steps:
             rows = np.asarray(preview.addressable_shards[0].data)
             self._log.images(step, "input_target_prediction", rows)
+
+
+def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:
+    """Writes this host's part of a batch for a post-mortem."""
+    arrays = {
+        name: np.concatenate([np.asarray(shard.data) for shard in value.addressable_shards])
+        for name, value in batch.items()
+    }
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 class StopSignal:
@@ -186,7 +199,7 @@ def describe(config: ConfigDict, mesh: jax.sharding.Mesh, params: nnx.State, ste
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
     return (
-        f"{count:,} parameters on {mesh.size} x {kind} ({sizes}), {jax.process_count()} process(es); "
+        f"{count:,} parameters on {mesh.size} x {kind} ({sizes}), {jax.process_count()} processes; "
         f"batch {config.batch} x {config.data.targets} targets; step {step} of {config.steps}"
     )
 
