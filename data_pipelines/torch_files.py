@@ -65,7 +65,15 @@ _CONSTANTS = {
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
     *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *(
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    ),
 }
 _CONSTANT_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
@@ -358,7 +366,7 @@ class _Interpreter:
                 return _array((), kind, False, raw)[()]
             case "numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer":
                 raw, kind, shape, order = arguments
-                raw = _expect(raw, bytes)
+                raw = bytes(_expect(raw, bytes | bytearray))
                 return _array(shape, _expect(kind, _ArrayType).dtype, order == "F", raw)
             case "torch._utils._rebuild_tensor_v2":
                 storage, offset, shape, strides = arguments[:4]
