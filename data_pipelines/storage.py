@@ -1,0 +1,73 @@
+"""Files of a prepared data set, local or in the cloud: written in one step, read as local files.
+
+Paths are `etils.epath` ones: gs:// and s3:// work where gcsfs or s3fs is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+
+def local_copy(path: epath.Path, num_bytes: int) -> str:
+    """A local copy of `path`, or `path` itself if it is local."""
+    if not _is_remote(path):
+        return os.fspath(path)
+    cache = Path(os.environ.get("FLEXAVATAR_CACHE", Path(tempfile.gettempdir()) / "flexavatar"))
+    key = hashlib.sha256(os.fspath(path.parent).encode()).hexdigest()[:16]
+    copy = cache / key / path.name
+    if not (copy.exists() and copy.stat().st_size == num_bytes):
+        with written(copy) as unfinished, path.open("rb") as f, open(unfinished, "wb") as g:
+            shutil.copyfileobj(f, g, 1 << 24)
+    return os.fspath(copy)
+
+
+@contextlib.contextmanager
+def written(path: epath.Path | Path) -> Iterator[Path]:
+    """A local path to write to; what is there in the end becomes `path` in one step."""
+    path = epath.Path(path)
+    remote = _is_remote(path)
+    if not remote:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp() if remote else os.fspath(path.parent)
+    unfinished = Path(folder) / f".{path.name}.{os.getpid()}"
+    try:
+        yield unfinished
+        if remote:  # object stores show an upload only when it is complete
+            with open(unfinished, "rb") as f, path.open("wb") as g:
+                shutil.copyfileobj(f, g, 1 << 24)
+        else:
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        if remote:
+            os.rmdir(folder)
+
+
+def write(path: epath.Path, content: bytes) -> None:
+    with written(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def to_npz(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def load_npz(path: epath.Path) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return dict(arrays)
