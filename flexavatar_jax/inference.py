@@ -72,8 +72,8 @@ class Animator:
         expressions = np.asarray(expressions, np.float32)
         if expressions.ndim != 2 or expressions.shape[1] != EXPRESSION_SIZE:
             raise ValueError(
-                f"expression codes must be [E, {EXPRESSION_SIZE}] (exp, eyes, eyelids, neck, jaw, R, "
-                f"t of FLAME), not {list(expressions.shape)}"
+                f"expression codes must be [E, {EXPRESSION_SIZE}] (FLAME: exp, eyes, eyelids, "
+                f"neck, jaw, R, t), not {list(expressions.shape)}"
             )
         images = []
         for start in progress(range(0, len(expressions), self._chunk)):

@@ -101,7 +101,8 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         "<h2>Measured</h2><table><tr><th>sector</th><th>PSNR, dB</th><th>constant's PSNR</th>"
         f"<th>SSIM</th><th>constant's SSIM</th></tr>{''.join(rows)}</table>"
         f"<p>{metrics['images']} images of {metrics['people']} people who are not in the "
-        f"training data; {metrics['steps']} steps in {metrics['seconds']:.0f} s of training. The constant is "
+        f"training data; {metrics['steps']} steps in "
+        f"{metrics['seconds']:.0f} s of training. The constant is "
         "the mean training image of the sector.</p>"
     )
 

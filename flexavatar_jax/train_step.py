@@ -101,9 +101,8 @@ class TrainProgram:
         return FlexAvatar(self.config.model, self.template, rngs=nnx.Rngs(self.config.seed))
 
     @functools.cached_property
-    def _split(self):
-        model = nnx.eval_shape(self._build)
-        return nnx.split(model, nnx.Param, ...)
+    def _graph(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(self._build))[0]
 
     def _initial(self) -> TrainState:
         params = nnx.state(self._build(), nnx.Param)
@@ -141,12 +140,7 @@ class TrainProgram:
 
     def model(self, params: nnx.State) -> FlexAvatar:
         """The model with `params` in it."""
-        return nnx.merge(self._split[0], params, self._constants)
-
-    @functools.cached_property
-    def _constants(self) -> nnx.State:
-        with jax.ensure_compile_time_eval():
-            return nnx.state(self._build(), nnx.Not(nnx.Param))
+        return nnx.merge(self._graph, params)
 
     def loss(
         self, params: nnx.State, frozen: Frozen, batch: Batch, *, perceptual: bool

@@ -1,0 +1,45 @@
+"""The mesh, and where parameters live on it."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from flexavatar_jax.sharding import make_mesh, parameter_spec
+
+
+class FakeMesh:
+    """A mesh's shape is all that laying out a parameter needs."""
+
+    shape = {"data": 2, "fsdp": 4, "tensor": 2}  # noqa: RUF012
+
+
+def parameter(shape, axes):
+    return nnx.Param(np.zeros(shape, np.float32), logical_axes=axes)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert make_mesh(devices=jax.devices()[:1]).shape == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [dict(data=3), dict(data=-1, fsdp=-1), dict(data=0)])
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"config\.mesh"):
+        make_mesh(devices=jax.devices()[:1], **sizes)
+
+
+def test_wide_dimensions_go_to_tensor_and_embeddings_to_fsdp():
+    assert parameter_spec(FakeMesh, parameter((8, 6), ("embed", "mlp"))) == P("fsdp", "tensor")
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    assert parameter_spec(FakeMesh, parameter((6, 3), ("embed", "mlp"))) == P(None, None)
+
+
+def test_an_axis_is_used_once():
+    assert parameter_spec(FakeMesh, parameter((8, 8), ("embed", "embed"))) == P("fsdp", None)
+
+
+def test_a_parameter_without_names_is_on_every_device():
+    assert parameter_spec(FakeMesh, nnx.Param(np.zeros((8, 8)))) == P(None, None)
