@@ -1,0 +1,302 @@
+"""Tracked pictures, clips and performances, as the published FLEX-1 expects them."""
+
+import look_alikes
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import cameras, pixel3dmm
+from data_pipelines.frame import expression_part
+from data_pipelines.pixel3dmm import WidenedCrop
+
+# Where the tracker's crop, (ymin, ymax, xmin, xmax), lies in a photo 300 wide and 400 high.
+CROPS = {
+    "inside": (100, 300, 60, 260),
+    "past the top": (5, 205, 60, 260),
+    "past the left": (100, 300, 3, 203),
+    "past the right": (100, 300, 90, 290),
+    "past the bottom": (190, 390, 60, 260),
+    "starting above the photo": (-30, 170, 60, 260),
+    "ending below the photo": (230, 430, 60, 260),
+    "past all edges": (0, 400, -50, 350),
+    "a tenth that is not whole": (101, 298, 60, 257),
+    "past top and bottom, not whole": (3, 398, -40, 355),
+    "wider than high": (100, 250, 40, 260),
+    "higher than wide": (90, 350, 80, 230),
+}
+PHOTO_HEIGHT, PHOTO_WIDTH = 400, 300
+
+
+def widened(name):
+    return WidenedCrop.of(np.array(CROPS[name]), PHOTO_HEIGHT)
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_the_crop_grows_by_a_tenth_of_its_height_and_never_past_the_bottom(name):
+    ymin, ymax, _, _ = CROPS[name]
+    crop, tenth = widened(name), (ymax - ymin) // 10
+    assert crop.left == crop.right == tenth
+    assert crop.top + crop.bottom == 2 * tenth
+    assert ymax + crop.bottom == min(ymax + tenth, PHOTO_HEIGHT)
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_the_image_is_the_photo_padded_white_cut_and_resized(name):
+    photo = look_alikes.photo(PHOTO_WIDTH, PHOTO_HEIGHT)
+    crop = widened(name)
+    padded = np.pad(photo, [(500, 500), (500, 500), (0, 0)], constant_values=255)
+    y0, y1 = 500 + crop.ymin - crop.top, 500 + crop.ymax + crop.bottom
+    x0, x1 = 500 + crop.xmin - crop.left, 500 + crop.xmax + crop.right
+    expected = Image.fromarray(padded[y0:y1, x0:x1]).resize((512, 512), Image.Resampling.BILINEAR)
+    image = crop.cut_image(photo)
+    np.testing.assert_array_equal(image, np.asarray(expected))
+    assert (image[-1, 256] < 255).all()  # the photo reaches down to the last row
+    assert (image[0] == 255).all() == (y0 < 499)
+    assert (image[:, 0] == 255).all() == (x0 < 499)
+    assert (image[:, -1] == 255).all() == (x1 > 501 + PHOTO_WIDTH)
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_a_pixel_of_the_photo_lands_where_K_says(name):
+    crop = widened(name)
+    height, width = crop.ymax - crop.ymin, crop.xmax - crop.xmin
+    K = np.array([[1200.0, 0, 250], [0, 1200, 262], [0, 0, 1]])
+    for part in [(0.25, 0.4), (0.5, 0.6), (0.6, 0.3)]:
+        y, x = int(crop.ymin + part[0] * height), int(crop.xmin + part[1] * width)
+        photo = np.full((PHOTO_HEIGHT, PHOTO_WIDTH, 3), 255, np.uint8)
+        photo[y - 4 : y + 5, x - 4 : x + 5] = 0
+        seen = centre_of_mass(255.0 - crop.cut_image(photo)[..., 0])
+        # The ray through that pixel by the tracker's K, and where the widened K sends it.
+        pixel = np.array([(x + 0.5 - crop.xmin) / width, (y + 0.5 - crop.ymin) / height]) * 512
+        said = 512 * (crop.widen_K(K) @ np.linalg.inv(K) @ [*pixel, 1.0])[:2]
+        if height != width:  # squeezed; the published arithmetic is for the height
+            np.testing.assert_allclose(seen[1], said[1], atol=0.05)
+        elif height % 10 == 0:
+            np.testing.assert_allclose(seen, said, atol=0.05)
+        else:  # margins are whole pixels of the photo; the published arithmetic takes a tenth
+            np.testing.assert_allclose(seen, said, atol=512 / (1.2 * height))
+
+
+def centre_of_mass(weights):
+    """The mean position (x, y) of an image's weights; a pixel's centre is at a half."""
+    y, x = np.indices(weights.shape) + 0.5
+    return np.array([(x * weights).sum(), (y * weights).sum()]) / weights.sum()
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_K_follows_by_the_published_arithmetic(name):
+    ymin, ymax, _, _ = CROPS[name]
+    offset = int(0.1 * (ymax - ymin))
+    missing = max(0, ymax + offset - PHOTO_HEIGHT)
+    K = widened(name).widen_K(np.array([[1600.0, 0, 255], [0, 1600, 257], [0, 0, 1]]))
+    f = 1600 / 1.2 / 512
+    cx = (255 + 51.2) / 1.2 / 512
+    cy = (257 + (offset + missing) * 512 / (ymax - ymin)) / 1.2 / 512
+    np.testing.assert_allclose(K, [[f, 0, cx], [0, f, cy], [0, 0, 1]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_the_mask_covers_what_it_covered_and_goes_on_over_the_margin(name):
+    """A photo that is its own mask: constant past the crop, as the margin's nearest pixel is."""
+    ymin, ymax, xmin, xmax = CROPS[name]
+    crop = widened(name)
+    size = (xmax - xmin, ymax - ymin)
+    y, x = np.indices((512, 512)) / 512
+    smooth = (127 + 60 * np.sin(5 * x + 1) + 60 * np.cos(4 * y)).astype(np.uint8)
+    in_photo = np.asarray(Image.fromarray(smooth).resize(size, Image.Resampling.BILINEAR))
+    everywhere = np.pad(in_photo, 1000, mode="edge")
+    y0, y1 = 1000 - crop.top, 1000 + size[1] + crop.bottom
+    x0, x1 = 1000 - crop.left, 1000 + size[0] + crop.right
+    expected = Image.fromarray(everywhere[y0:y1, x0:x1]).resize((512, 512), Image.BILINEAR)
+    difference = np.abs(crop.extend_mask(smooth) - np.asarray(expected, float))
+    assert difference.max() <= 4  # grey levels, of the 240 that the mask spans
+    assert difference.mean() < 0.7
+
+
+def test_published_crop_camera_and_code(shared_dir):
+    """marble_sculpture as the authors' code reads it."""
+    parity = np.load(shared_dir / "flex1/parity.npz")
+    portrait = pixel3dmm.read_portrait(shared_dir / "real", "marble_sculpture")
+    published = np.asarray(Image.open(shared_dir / "flex1/input.png").convert("RGB"))
+    np.testing.assert_array_equal(portrait.image, published)
+    np.testing.assert_allclose(portrait.cam2head, parity["cam2flame"], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(portrait.K, parity["K"], rtol=1e-7)
+    np.testing.assert_array_equal(portrait.expression, parity["expr"][0, 0])
+    assert 0.5 < (portrait.mask > 127).mean() < 0.6
+
+
+def test_real_landmarks_lie_on_the_real_head(shared_dir):
+    """The eyes that a landmark detector saw are where camera and head pose put FLAME's."""
+    for name in ("marble_sculpture", "asian_watercolor_girl"):
+        portrait = pixel3dmm.read_portrait(shared_dir / "real", name)
+        landmarks = np.load(shared_dir / f"real/processing/{name}/PIPnet_landmarks/00000.npy")
+        eyes = (landmarks[[96, 97]] + 0.1) / 1.2  # pupils: his right, his left
+        head = np.array([[-0.031, 0.02, 0.045, 1], [0.031, 0.02, 0.045, 1]])
+        camera = head @ np.linalg.inv(portrait.cam2head).T
+        pixels = camera[:, :3] @ portrait.K.T
+        np.testing.assert_allclose(pixels[:, :2] / pixels[:, 2:], eyes, atol=0.05)
+
+
+def test_cameras_and_codes_come_out_of_the_trackers_conventions(tmp_path):
+    cam2world = cameras.orbit(-40.0, 10.0, 1.2, np.array([0.1, 0.0, 0.0]))
+    R = cameras.axis_angle(np.array([0.2, 1.0, -0.3]), 0.7)
+    head2world = cameras.rigid(R, np.array([0.05, 0.02, -0.01]))
+    content = look_alikes.flame_frame(3, cam2world, head2world, focal=3.0)
+    look_alikes.write_frame(tmp_path / "00000.frame", content)
+    tracking = pixel3dmm.read_tracking(tmp_path / "00000.frame")
+    np.testing.assert_allclose(tracking.head2world, head2world, atol=1e-6)
+    np.testing.assert_allclose(tracking.cam2world, cam2world, atol=1e-6)
+    np.testing.assert_allclose(tracking.cam2head, np.linalg.inv(head2world) @ cam2world, atol=1e-6)
+    pp = content["camera"]["pp"][0].astype(float)
+    expected = [[1536, 0, 256.5 * (1 + pp[0])], [0, 1536, 256.5 * (1 + pp[1])], [0, 0, 1]]
+    np.testing.assert_allclose(tracking.K, expected, rtol=1e-12)
+    for part in ("exp", "eyes", "eyelids", "neck", "jaw", "R", "t"):
+        np.testing.assert_array_equal(
+            tracking.expression[expression_part(part)], content["flame"][part][0]
+        )
+
+
+def test_the_head_pose_is_a_rotation_even_where_the_trackers_is_not_quite(tmp_path):
+    content = look_alikes.flame_frame()
+    content["joint_transforms"][0, 1, :3, :3] *= 1.01
+    look_alikes.write_frame(tmp_path / "00000.frame", content)
+    R = pixel3dmm.read_tracking(tmp_path / "00000.frame").head2world[:3, :3]
+    np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-12)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A tracked clip of five frames that get brighter, without its input."""
+    frames = [look_alikes.flame_frame(seed) for seed in range(5)]
+    look_alikes.write_tracking(tmp_path, "clip", (20, 120, 30, 130), frames)
+    photos = [look_alikes.photo(160, 140) // 4 + np.uint8(40 * t) for t in range(5)]
+    return tmp_path, photos
+
+
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_every_frame_of_a_clip_with_its_own_camera_and_code(clip, kind):
+    root, photos = clip
+    if kind == "video":
+        look_alikes.write_video(root / "inputs/clip.mp4", photos)
+    else:
+        for t, photo in enumerate(photos):
+            look_alikes.write_image(root / f"inputs/clip/IMG_{1000 + 7 * t}.png", photo)
+    frames = list(pixel3dmm.read_clip(root, "clip"))
+    assert [t for t, _ in frames] == [0, 1, 2, 3, 4]
+    for t, portrait in frames:
+        code = look_alikes.flame_frame(t)["flame"]["exp"][0]
+        np.testing.assert_array_equal(portrait.expression[:100], code)
+        brightness = portrait.image.mean() - frames[0][1].image.mean()
+        assert abs(brightness - 40 * t) < 6
+    last = pixel3dmm.read_portrait(root, "clip", timestep=4)
+    np.testing.assert_array_equal(last.image, frames[4][1].image)
+
+
+def test_the_wrappers_folders_in_between_are_found(clip):
+    root, photos = clip
+    look_alikes.write_image(root / "inputs/clip.png", photos[0])
+    expected = pixel3dmm.read_portrait(root, "clip")
+    for kind, folder in [("processing", "tracking"), ("tracking", "tracking_nV1_noPho_uv2000.0")]:
+        (root / kind / "clip").rename(root / kind / "moved")
+        (root / kind / "clip").mkdir()
+        (root / kind / "moved").rename(root / kind / "clip" / folder)
+    np.testing.assert_array_equal(pixel3dmm.read_portrait(root, "clip").image, expected.image)
+
+
+def test_a_real_performance(shared_dir):
+    driving = pixel3dmm.read_driving(shared_dir / "real/driving/EMO-1-shout+laugh")
+    assert driving.expression.shape == (121, 135)
+    assert driving.K.shape == (121, 3, 3)
+    # One still camera about a metre away, in front of a head that moves a little.
+    centres = driving.cam2head[:, :3, 3]
+    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1.0, atol=0.1)
+    assert (driving.cam2head[:, 2, 2] < -0.9).all()
+    # Frames in order: the performance is smooth.
+    steps = np.linalg.norm(np.diff(driving.expression, axis=0), axis=1)
+    shuffled = driving.expression[np.random.default_rng(0).permutation(121)]
+    assert steps.mean() < 0.5 * np.linalg.norm(np.diff(shuffled, axis=0), axis=1).mean()
+
+
+def remove(pattern):
+    def act(root):
+        for path in root.glob(pattern):
+            path.unlink()
+
+    return act
+
+
+def write(path, content):
+    return lambda root: (root / path).write_bytes(content)
+
+
+def change_frame(change):
+    def act(root):
+        content = look_alikes.flame_frame()
+        change(content)
+        look_alikes.write_frame(root / "tracking/clip/checkpoint/00000.frame", content)
+
+    return act
+
+
+def save_crop(*crop):
+    path = "processing/clip/crop_ymin_ymax_xmin_xmax.npy"
+    return lambda root: np.save(root / path, np.array(crop))
+
+
+def set_field(group, name, value):
+    return change_frame(lambda content: content[group].__setitem__(name, value))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "sentence"),
+    [
+        (remove("inputs/*"), FileNotFoundError, "no inputs/clip"),
+        (remove("tracking/*/*/*"), FileNotFoundError, r"no \.frame files"),
+        (remove("processing/*/crop*"), FileNotFoundError, "clip has no crop"),
+        (remove("processing/*/seg_og/*"), FileNotFoundError, r"seg_og/00000\.png: no such file"),
+        (write("inputs/clip.png", b"\x89PNG"), ValueError, r"clip\.png: does not decode"),
+        (write("tracking/clip/checkpoint/00000.frame", b"PK"), ValueError, "not a whole file"),
+        (save_crop(20, 120, 30), ValueError, "expected four whole numbers"),
+        (save_crop(20, 10, 30, 40), ValueError, r"the crop \[20, 10, 30, 40\] .* is empty"),
+        (set_field("flame", "exp", np.zeros((1, 50), np.float32)), ValueError, r"flame/exp has"),
+        (set_field("flame", "jaw", None), ValueError, "no field flame/jaw"),
+        (
+            set_field("camera", "t_base_0", np.full((1, 3), np.nan, np.float32)),
+            ValueError,
+            "camera/t_base_0 holds values that are not finite",
+        ),
+        (change_frame(lambda c: c.pop("camera")), ValueError, "no field camera/R_base_0"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, error, sentence):
+    root, photos = clip
+    look_alikes.write_image(root / "inputs/clip.png", photos[0])
+    damage(root)
+    with pytest.raises(error, match=sentence) as caught:
+        pixel3dmm.read_portrait(root, "clip")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_portrait_without_tracking(tmp_path):
+    look_alikes.write_image(tmp_path / "inputs/me.jpg", look_alikes.photo(64, 64))
+    assert pixel3dmm.list_names(tmp_path) == ["me"]
+    with pytest.raises(FileNotFoundError, match="me has no tracking, expected tracking/me/checkp"):
+        pixel3dmm.read_portrait(tmp_path, "me")
+
+
+def test_a_video_that_is_not_the_tracked_one(clip):
+    root, photos = clip
+    look_alikes.write_video(root / "inputs/clip.mp4", photos[:3])
+    with pytest.raises(ValueError, match="tracked up to frame 4, but its input ends before"):
+        list(pixel3dmm.read_clip(root, "clip"))
+
+
+def test_a_video_that_does_not_decode(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
+    with pytest.raises(ValueError, match="does not decode as a video"):
+        list(pixel3dmm.read_video(tmp_path / "clip.mp4"))
+
+
+def test_a_folder_without_performance(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no \.frame files"):
+        pixel3dmm.read_driving(tmp_path)
