@@ -1,0 +1,155 @@
+"""Which splats touch which tiles of the image, sorted by (tile, depth).
+
+A splat touches a tile if somewhere among its pixel centres the splat's opacity times its falloff
+reaches 1/255, tested exactly with the ellipse (Hanson et al., Speedy-Splat, CVPR 2025; Radl et al.,
+StopThePop, 2024), so that a long thin splat isn't given to every tile of its bounding box.
+
+Shapes are static: the splats' bounding boxes are laid out, front to back, in `capacity` slots an
+image; the tiles of boxes that did not fit are the `overflow` that is returned.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels.projection import MIN_ALPHA, Splats
+
+SLACK = 1e-3
+"""Added to extents (pixels) and sigmas: rounding must not drop a pixel that the contract draws."""
+
+
+class Bins(NamedTuple):
+    """The (tile, splat) intersections of an image, grouped by tile and front to back within."""
+
+    splats: Int[Array, "capacity"]
+    """Index of the splat of each intersection; past `starts[-1]` any valid index."""
+    starts: Int[Array, "tiles+1"]
+    """Tile t (row-major) owns intersections `starts[t]:starts[t + 1]`."""
+    slots: Int[Array, "capacity"]
+    """Where an intersection came from: splats' slots are contiguous and in depth order."""
+    overflow: Int[Array, ""]
+    """Slots that did not fit."""
+
+
+def grid(width: int, height: int, tile: tuple[int, int]) -> tuple[int, int]:
+    """Tiles across and down; `tile` is (width, height) in pixels."""
+    return -(-width // tile[0]), -(-height // tile[1])
+
+
+def _extents(splats: Splats) -> tuple[Array, Array]:
+    """Largest sigma that is drawn [N] (negative: none) and the ellipse's half size [N, 2]."""
+    drawn = splats.opacities >= MIN_ALPHA
+    reach = jnp.where(drawn, jnp.log(jnp.where(drawn, splats.opacities, 1.0) / MIN_ALPHA), -1.0)
+    p, q, r = jnp.moveaxis(splats.whitening, -1, 0)
+    # The covariance is U^-1 U^-T.
+    deviation = jnp.stack([jnp.sqrt(1.0 + (q / r) ** 2) / p, 1.0 / r], -1)
+    half = jnp.sqrt(2.0 * jnp.maximum(reach, 0.0))[:, None] * deviation
+    return reach, half + SLACK + 1e-6 * jnp.abs(splats.means)
+
+
+def _tile_boxes(
+    splats: Splats, width: int, height: int, tile: tuple[int, int]
+) -> tuple[Int[Array, "N 2"], Int[Array, "N 2"], Array]:
+    """First tile (x, y) and number of tiles (x, y) of each splat's bounding box, and its reach."""
+    reach, half = _extents(splats)
+    size, limit = jnp.array(tile), jnp.array([width, height])
+    # Pixel i is inside if |i + 0.5 - mean| <= half.
+    lowest = jnp.clip(jnp.ceil(splats.means - half - 0.5), 0, limit).astype(jnp.int32)
+    highest = jnp.clip(jnp.floor(splats.means + half - 0.5), -1, limit - 1).astype(jnp.int32)
+    drawn = (reach >= 0) & jnp.all(highest >= lowest, -1)
+    first = lowest // size
+    counts = jnp.where(drawn[:, None], highest // size - first + 1, 0)
+    return first, counts, reach
+
+
+def count_slots(
+    splats: Splats, *, width: int, height: int, tile: tuple[int, int]
+) -> Int[Array, ""]:
+    """Slots that `sort_intersections` needs for these splats of one image."""
+    return jnp.sum(jnp.prod(_tile_boxes(splats, width, height, tile)[1], -1))
+
+
+def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, int]) -> int:
+    """Slots for an image whose splats aren't known yet (under `jax.jit`).
+
+    Sixteen tiles a splat; small scenes get up to 65,536, which few huge splats may need.
+    """
+    across, down = grid(width, height, tile)
+    most = num_splats * across * down
+    return max(1, min(most, max(16 * num_splats, 1 << 16)))
+
+
+def round_capacity(slots: int) -> int:
+    """The next of 1, 1.25, 1.5, 1.75 times a power of two: at most 25% more, rarely a new shape."""
+    step = max(256, (1 << max(slots, 1).bit_length()) // 8)
+    return -(-max(slots, 1) // step) * step
+
+
+def nearest_sigma(
+    whitening: Float[Array, "*b 3"], lowest: Float[Array, "*b 2"], highest: Float[Array, "*b 2"]
+) -> Float[Array, "*b"]:
+    """Smallest sigma in the box of offsets from the splat's centre `lowest` to `highest`.
+
+    Sigma grows away from the centre, so its minimum over the box lies on the sides that face
+    the centre (or is 0 inside).
+    """
+    p, q, r = jnp.moveaxis(whitening, -1, 0)
+    x, y = jnp.moveaxis(jnp.clip(0.0, lowest, highest), -1, 0)
+    y_at_x = jnp.clip(-p * q * x / (q * q + r * r), lowest[..., 1], highest[..., 1])
+    x_at_y = jnp.clip(-q * y / p, lowest[..., 0], highest[..., 0])
+    on_vertical = (p * x + q * y_at_x) ** 2 + (r * y_at_x) ** 2
+    on_horizontal = (p * x_at_y + q * y) ** 2 + (r * y) ** 2
+    return 0.5 * jnp.minimum(on_vertical, on_horizontal)
+
+
+def sort_intersections(
+    splats: Splats, *, width: int, height: int, tile: tuple[int, int], capacity: int
+) -> Bins:
+    """Intersections of one image (`jax.vmap` for more), by tile and then by depth.
+
+    Splats of equal depth stay in their given order.
+    """
+    across, down = grid(width, height, tile)
+    tiles, num = across * down, splats.depths.shape[0]
+    order = jnp.argsort(splats.depths, stable=True)
+    # One gather of rows fetches a slot's splat: splats in depth order, integers stored as floats
+    # (exact below 2^24).
+    first, counts, reach = _tile_boxes(splats, width, height, tile)
+    slots_of = jnp.prod(counts, -1)[order]
+    ends = jnp.cumsum(slots_of)
+    total = ends[-1]
+
+    slot = jnp.arange(capacity, dtype=jnp.int32)
+    rank = jnp.repeat(jnp.arange(num, dtype=jnp.int32), slots_of, total_repeat_length=capacity)
+    splat = order[rank]
+    within = slot - (ends - slots_of)[rank]
+    box, origin = counts[splat], first[splat]
+    wide = jnp.maximum(box[:, 0], 1)
+    cell = origin + jnp.stack([within % wide, within // wide], -1)
+
+    corner = cell.astype(jnp.float32) * jnp.array(tile, jnp.float32) + 0.5
+    corner = corner - splats.means[splat]
+    sigma = nearest_sigma(
+        splats.whitening[splat], corner, corner + jnp.array(tile, jnp.float32) - 1.0
+    )
+    touched = (slot < total) & (sigma <= reach[splat] + SLACK)
+    cell_index = jnp.where(touched, cell[:, 1] * across + cell[:, 0], tiles).astype(jnp.uint32)
+
+    if (tiles + 1) * capacity < 2**32:
+        # A slot's number grows with depth: (tile, slot) in one word sorts exactly, and fast.
+        keys = lax.sort(cell_index * jnp.uint32(capacity) + slot.astype(jnp.uint32))
+        sorted_tile, slots = keys // jnp.uint32(capacity), keys % jnp.uint32(capacity)
+        slots = slots.astype(jnp.int32)
+    else:
+        sorted_tile, slots = lax.sort((cell_index, slot), num_keys=1, is_stable=True)
+    starts = jnp.searchsorted(sorted_tile, jnp.arange(tiles + 1, dtype=jnp.uint32))
+    return Bins(
+        splats=splat[slots],
+        starts=starts.astype(jnp.int32),
+        slots=slots,
+        overflow=jnp.maximum(total - capacity, 0).astype(jnp.int32),
+    )

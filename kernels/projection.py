@@ -1,0 +1,116 @@
+"""Projection of 3D Gaussians to the image: EWA splatting, differentiable by JAX's own autodiff.
+
+Every backend starts from the same `Splats`. The 2D Gaussian is handed on as its *whitening*, an
+upper triangular matrix U with sigma(d) = |U d|^2 / 2 for a pixel's offset d from the centre: the
+Cholesky factor of the inverse 2D covariance (of what others call the conic). Sigma from U doesn't
+cancel, so a splat a thousand pixels long and one wide stays accurate in float32, where the three
+coefficients of a conic do not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+BLUR = 0.3
+"""Variance in pixels^2 that is added to every 2D covariance (3DGS's low-pass filter)."""
+
+FRUSTUM_MARGIN = 0.3
+"""The Jacobian is taken within the view frustum widened by this share of tan(fov/2)."""
+
+MIN_ALPHA = 1.0 / 255.0
+MAX_ALPHA = 0.99
+MIN_TRANSMITTANCE = 1e-4
+
+
+class Splats(NamedTuple):
+    """Gaussians as an image sees them; the input of every backend.
+
+    A Gaussian that must not be drawn (in front of the near plane) has opacity 0.
+    Every field is finite where the scene is.
+    """
+
+    means: Float[Array, "*b N 2"]
+    """Centres in pixels, x right and y down; the centre of the first pixel is (0.5, 0.5)."""
+    whitening: Float[Array, "*b N 3"]
+    """(p, q, r) of U = [[p, q], [0, r]], in 1/pixels: sigma = ((p dx + q dy)^2 + (r dy)^2) / 2."""
+    opacities: Float[Array, "*b N"]
+    depths: Float[Array, "*b N"]
+    """z in camera space, what the splats are sorted by."""
+    features: Float[Array, "*b N F"]
+    """What is blended: the colours, and the depth as the last channel."""
+
+
+def rotation_matrices(quats: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
+    """Rotation matrices of quaternions (w, x, y, z), which are normalised first (0 stays 0)."""
+    norm2 = jnp.sum(quats**2, axis=-1, keepdims=True)
+    w, x, y, z = jnp.moveaxis(quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1.0)), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def project(
+    means: Float[Array, "N 3"],
+    quats: Float[Array, "N 4"],
+    scales: Float[Array, "N 3"],
+    opacities: Float[Array, "N"],
+    colors: Float[Array, "N C"],
+    viewmat: Float[Array, "4 4"],
+    K: Float[Array, "3 3"],
+    *,
+    width: int,
+    height: int,
+    near: float,
+    antialiased: bool,
+) -> Splats:
+    """Project the Gaussians of one image (`jax.vmap` for more).
+
+    Args:
+      means, scales: world units. `quats` are (w, x, y, z).
+      viewmat: world to camera, OpenCV axes (x right, y down, z forward).
+      K: intrinsics in pixels without skew: fx, fy, cx, cy are read.
+      antialiased: scale the opacity by sqrt(det(cov) / det(cov + 0.3 I)), which keeps a splat
+        smaller than a pixel from growing brighter (Mip-Splatting, Yu et al., CVPR 2024, eq. 9).
+
+    Source: Zwicker et al., EWA Splatting (2001); Kerbl et al., 3D Gaussian Splatting (2023).
+    """
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    x, y, depth = jnp.moveaxis(means @ viewmat[:3, :3].T + viewmat[:3, 3], -1, 0)
+    visible = depth >= near
+    z = jnp.where(visible, depth, 1.0)
+    x, y = x / z, y / z
+
+    margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * width / fx, FRUSTUM_MARGIN * 0.5 * height / fy
+    jx = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
+    jy = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
+
+    # The 2D covariance is M M^T with rows m0, m1 of M = J R_view R S.
+    axes = jnp.einsum("ij,njk->nik", viewmat[:3, :3], rotation_matrices(quats)) * scales[:, None]
+    m0 = (fx / z)[:, None] * (axes[:, 0] - jx[:, None] * axes[:, 2])
+    m1 = (fy / z)[:, None] * (axes[:, 1] - jy[:, None] * axes[:, 2])
+    xx, xy, yy = jnp.sum(m0 * m0, -1), jnp.sum(m0 * m1, -1), jnp.sum(m1 * m1, -1)
+
+    # det(M M^T) = |m0 x m1|^2 (Cauchy-Binet), which does not cancel as xx yy - xy^2 does.
+    r = 1.0 / jnp.sqrt(yy + BLUR)
+    area2 = jnp.sum(jnp.cross(m0, m1 * r[:, None]) ** 2, -1)  # det(cov) / (yy + BLUR)
+    width2 = area2 + BLUR * (xx + yy + BLUR) * r * r  # det(cov + BLUR I) / (yy + BLUR)
+    p = 1.0 / jnp.sqrt(width2)
+    q = -p * xy * r * r
+
+    if antialiased:
+        flat = area2 <= 0
+        shrink = jnp.sqrt(jnp.where(flat, 1.0, area2)) * p
+        opacities = opacities * jnp.where(flat, 0.0, shrink)
+    return Splats(
+        means=jnp.stack([fx * x + cx, fy * y + cy], -1),
+        whitening=jnp.stack([p, q, r], -1),
+        opacities=jnp.where(visible, opacities, 0.0),
+        depths=depth,
+        features=jnp.concatenate([colors, z[:, None]], -1),
+    )
