@@ -149,23 +149,21 @@ def head_surface(
     lower = smoothstep(0.46, 0.70, v) * (1 - smoothstep(0.76, 0.84, v))
     below = smoothstep(0.78, 0.86, v)
     skull = 1 - smoothstep(0.40, 0.80, v)
-    width = width * (
-        1
-        + (shape.width - 1) * (1 - below)
-        + (shape.jaw - 1) * lower
-        + (shape.neck - 1) * below * (1 - smoothstep(0.9, 1, v))
-    )
-    depth = 1 + (shape.depth - 1) * skull
+    wide = 1 + (shape.width - 1) * (1 - below) + (shape.jaw - 1) * lower
+    wide = wide + (shape.neck - 1) * below * (1 - smoothstep(0.9, 1, v))
+    deep = 1 + (shape.depth - 1) * skull
+    tall = 1 + (shape.height - 1) * (1 - below)
+
     # Rounder than an ellipse, so that the cheeks and the back of the skull are full.
     full = 1 + (0.05 + 0.03 * skull) * np.sin(2 * theta) ** 2 * smoothstep(0.0, 0.3, v)
     x = width * sin * full
     y = side_y + (front_y - back_y) / 2 * cos + ((front_y + back_y) / 2 - side_y) * cos**2
-    front, back = (front_z - side_z), (back_z - side_z) * depth
+    front, back = front_z - side_z, (back_z - side_z) * deep
     z = side_z + full * ((front - back) / 2 * cos + (front + back) / 2 * cos**2)
-    z = z + _relief(x, y, shape) * smoothstep(0.15, 0.55, cos)
-    x, y = _move_features(x, y, smoothstep(0.15, 0.55, cos), shape)
-    y = y * (1 + (shape.height - 1) * (1 - below))
-    return np.stack([x, y, z], axis=-1)
+    face = smoothstep(0.15, 0.55, cos)
+    z = z + _relief(x, y, shape) * face
+    x, y = _move_features(x, y, face, shape)
+    return np.stack([wide * x, tall * y, z], axis=-1)
 
 
 def azimuth(u: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -189,11 +187,11 @@ def smoothstep(start: float, end: float, x: np.ndarray) -> np.ndarray:
 
 
 def _move_features(
-    x: np.ndarray, y: np.ndarray, front: np.ndarray, shape: HeadShape
+    x: np.ndarray, y: np.ndarray, face: np.ndarray, shape: HeadShape
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slides eyes and mouth over the face, the skin round them coming along."""
-    eyes = front * np.exp(-(((np.abs(x) - EYE_OFFSET) / 0.02) ** 2) - ((y - 0.03) / 0.02) ** 2)
-    mouth = front * np.exp(-((x / 0.035) ** 2) - ((y - MOUTH_HEIGHT) / 0.016) ** 2)
+    eyes = face * np.exp(-(((np.abs(x) - EYE_OFFSET) / 0.02) ** 2) - ((y - 0.03) / 0.02) ** 2)
+    mouth = face * np.exp(-((x / 0.035) ** 2) - ((y - MOUTH_HEIGHT) / 0.016) ** 2)
     dx = np.sign(x) * EYE_OFFSET * (shape.eye_spacing - 1) * eyes
     dx = dx + x * (shape.mouth_width - 1) * mouth
     return x + dx, y + shape.eye_height * eyes + shape.mouth_height * mouth
