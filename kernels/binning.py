@@ -51,7 +51,7 @@ def _extents(splats: Splats) -> tuple[Array, Array]:
     return reach, half + SLACK + 1e-6 * jnp.abs(splats.means)
 
 
-def _tile_boxes(
+def tile_boxes(
     splats: Splats, width: int, height: int, tile: tuple[int, int]
 ) -> tuple[Int[Array, "N 2"], Int[Array, "N 2"], Array]:
     """First tile (x, y) and number of tiles (x, y) of each splat's bounding box, and its reach."""
@@ -70,7 +70,7 @@ def count_slots(
     splats: Splats, *, width: int, height: int, tile: tuple[int, int]
 ) -> Int[Array, ""]:
     """Slots that `sort_intersections` needs for these splats of one image."""
-    return jnp.sum(jnp.prod(_tile_boxes(splats, width, height, tile)[1], -1))
+    return jnp.sum(jnp.prod(tile_boxes(splats, width, height, tile)[1], -1))
 
 
 def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, int]) -> int:
@@ -118,7 +118,7 @@ def sort_intersections(
     order = jnp.argsort(splats.depths, stable=True)
     # One gather of rows fetches a slot's splat: splats in depth order, integers stored as floats
     # (exact below 2^24).
-    first, counts, reach = _tile_boxes(splats, width, height, tile)
+    first, counts, reach = tile_boxes(splats, width, height, tile)
     slots_of = jnp.prod(counts, -1)[order]
     ends = jnp.cumsum(slots_of)
     total = ends[-1]
