@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import einops
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from data_pipelines import cameras
 
@@ -86,89 +87,97 @@ def render(
     """
     side = size * SUPERSAMPLING
     world2cam = cameras.invert_rigid(np.asarray(cam2world, np.float64))
-    points = scene.vertices @ world2cam[:3, :3].T.astype(np.float32)
-    points += world2cam[:3, 3].astype(np.float32)
-    depth = points[:, 2]
-    projected = points @ (np.asarray(K) * [[side], [side], [1]]).T.astype(np.float32)
+    points = scene.vertices @ world2cam[:3, :3].T + world2cam[:3, 3]
+    projected = points @ (np.asarray(K) * [[side], [side], [1]]).T
+    depth = np.maximum(points[:, 2], NEAR)
     # A sample lies at its cell's centre: half a cell off puts centres on whole numbers.
-    screen = projected[:, :2] / np.maximum(depth, NEAR)[:, None] - np.float32(0.5)
+    screen = projected[:, :2].T / depth - 0.5
 
-    a, b, c = (screen[scene.faces[:, i]] for i in range(3))
-    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    # Corners first, so that arithmetic runs along the triangles: x and y are [3, F].
+    corners = np.ascontiguousarray(scene.faces.T)
+    x, y = screen[0][corners], screen[1][corners]
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])
     # Image y runs down, so counter-clockwise from outside has a negative area on screen.
-    drawn = (depth[scene.faces].min(axis=1) > NEAR) & (
-        (area < -1e-9) | (scene.two_sided & (area > 1e-9))
-    )
-    faces = scene.faces[drawn]
-    triangles = np.stack([a[drawn], b[drawn], c[drawn]], axis=1).astype(np.float64)
-    planes = _barycentric_planes(triangles)
+    drawn = (area < -1e-9) | (scene.two_sided & (area > 1e-9))
+    drawn &= _smallest(depth[corners]) > NEAR
+    corners, x, y, area = corners[:, drawn], x[:, drawn], y[:, drawn], area[drawn]
 
-    inverse_depth = (1 / depth[faces]).astype(np.float64)
-    nearness = np.einsum("fc,fck->fk", inverse_depth, planes)
-    covered, winner = _nearest(triangles, planes, nearness, side)
-
-    y, x = np.divmod(covered, side)
-    at = np.stack([x, y, np.ones_like(x)], axis=-1).astype(np.float64)
-    weights = np.einsum("nck,nk->nc", planes[winner], at) * inverse_depth[winner]
-    weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
-    color = _shade(scene, faces[winner], (area[drawn] > 0)[winner], weights, cam2world, K, size)
+    planes = _barycentric_planes(x, y)
+    nearness = 1 / depth[corners]
+    covered, winner = _nearest(x, y, planes, nearness, side)
+    weights = _weights(planes[..., winner], nearness[:, winner], covered % side, covered // side)
+    behind = area[winner] > 0
+    color = _shade(scene, corners[:, winner], behind, weights, cam2world, float(K[0][0]) * size)
 
     samples = np.zeros((side * side, 4), np.float32)
     samples[covered, :3] = color
     samples[covered, 3] = 1
-    s = SUPERSAMPLING
-    pixels = samples.reshape(size, s, size, s, 4).mean(axis=(1, 3))
+    samples = samples.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 4)
+    pixels = einops.reduce(samples, "h a w b c -> h w c", "mean")
     rgb = pixels[..., :3] + (1 - pixels[..., 3:]) * background
     return _to_bytes(rgb), _to_bytes(pixels[..., 3])
 
 
-def _barycentric_planes(triangles: Float[np.ndarray, "f 3 2"]) -> Float[np.ndarray, "f 3 3"]:
-    """Each corner's screen-space barycentric weight as a plane: w = p[0] x + p[1] y + p[2]."""
-    after, before = np.roll(triangles, -1, axis=1), np.roll(triangles, -2, axis=1)
-    edge = before - after
-    plane = np.stack(
-        [
-            -edge[..., 1],
-            edge[..., 0],
-            edge[..., 1] * after[..., 0] - edge[..., 0] * after[..., 1],
-        ],
-        axis=-1,
-    )
-    twice_area = plane[..., 2].sum(axis=1)
-    return plane / twice_area[:, None, None]
+def _smallest(values: Float[np.ndarray, "3 f"]) -> Float[np.ndarray, "f"]:
+    return np.minimum(np.minimum(values[0], values[1]), values[2])
+
+
+def _largest(values: Float[np.ndarray, "3 f"]) -> Float[np.ndarray, "f"]:
+    return np.maximum(np.maximum(values[0], values[1]), values[2])
+
+
+def _barycentric_planes(
+    x: Float[np.ndarray, "3 f"], y: Float[np.ndarray, "3 f"]
+) -> Float[np.ndarray, "3 3 f"]:
+    """Barycentric weight of each corner c on screen as a plane: p[c, 0] x + p[c, 1] y + p[c, 2]."""
+    after, before = [1, 2, 0], [2, 0, 1]
+    slope_x, slope_y = y[after] - y[before], x[before] - x[after]
+    constant = x[after] * y[before] - x[before] * y[after]
+    planes = np.stack([slope_x, slope_y, constant], axis=1)
+    return planes / constant.sum(axis=0)
+
+
+def _weights(
+    planes: Float[np.ndarray, "3 3 n"],
+    nearness: Float[np.ndarray, "3 n"],
+    x: Int[np.ndarray, "n"],
+    y: Int[np.ndarray, "n"],
+) -> Float[np.ndarray, "3 n"]:
+    """Perspective-correct barycentric weights of samples (x, y) in their triangles."""
+    weights = (planes[:, 0] * x + planes[:, 1] * y + planes[:, 2]) * nearness
+    return (weights / (weights[0] + weights[1] + weights[2])).astype(np.float32)
 
 
 def _nearest(
-    triangles: Float[np.ndarray, "f 3 2"],
-    planes: Float[np.ndarray, "f 3 3"],
-    nearness: Float[np.ndarray, "f 3"],
+    x: Float[np.ndarray, "3 f"],
+    y: Float[np.ndarray, "3 f"],
+    planes: Float[np.ndarray, "3 3 f"],
+    nearness: Float[np.ndarray, "3 f"],
     side: int,
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """Numbers of the covered samples (row by row), and the nearest triangle at each."""
-    # Rows of each triangle.
-    y = triangles[..., 1]
-    first = np.clip(np.ceil(y.min(axis=1)), 0, side).astype(np.int64)
-    last = np.clip(np.floor(y.max(axis=1)), -1, side - 1).astype(np.int64)
+    first = np.clip(np.ceil(_smallest(y)), 0, side).astype(np.int64)
+    last = np.clip(np.floor(_largest(y)), -1, side - 1).astype(np.int64)
     owner, row = _expand(first, last)
 
     # Span of a triangle on a row: where all three weights, linear in x, are positive.
-    slope = planes[..., 0][owner]
-    offset = planes[..., 1][owner] * row[:, None] + planes[..., 2][owner]
+    slope = planes[:, 0, owner]
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = -offset / slope
-    start = np.where(slope > 0, crossing, -np.inf).max(axis=1)
-    end = np.where(slope < 0, crossing, np.inf).min(axis=1)
+        crossing = -(planes[:, 1, owner] * row + planes[:, 2, owner]) / slope
+    start = _largest(np.where(slope > 0, crossing, -np.inf))
+    end = _smallest(np.where(slope < 0, crossing, np.inf))
     start = np.clip(np.ceil(start), 0, side).astype(np.int64)
     end = np.clip(np.floor(end), -1, side - 1).astype(np.int64)
-    span, x = _expand(start, end)
+    span, column = _expand(start, end)
     owner, row = owner[span], row[span]
 
+    # One over depth is linear on screen too.
+    near = np.einsum("cf,cpf->pf", nearness, planes)
+    near = near[0, owner] * column + near[1, owner] * row + near[2, owner]
     # One number orders samples by depth and says whose they are: nearness bits, triangle bits.
-    near = nearness[owner]
-    near = near[:, 0] * x + near[:, 1] * row + near[:, 2]
     bits = near.astype(np.float32).view(np.int32).astype(np.int64)
     buffer = np.full(side * side, -1, np.int64)
-    np.maximum.at(buffer, row * side + x, (bits << 32) | owner)
+    np.maximum.at(buffer, row * side + column, (bits << 32) | owner)
     covered = np.flatnonzero(buffer >= 0)
     return covered, buffer[covered] & 0xFFFFFFFF
 
@@ -185,36 +194,35 @@ def _expand(
 
 def _shade(
     scene: Scene,
-    corners: Int[np.ndarray, "n 3"],
-    from_behind: np.ndarray,
-    weights: Float[np.ndarray, "n 3"],
-    cam2world: np.ndarray,
-    K: np.ndarray,
-    size: int,
+    corners: Int[np.ndarray, "3 n"],
+    from_behind: Bool[np.ndarray, "n"],
+    weights: Float[np.ndarray, "3 n"],
+    cam2world: Float[np.ndarray, "4 4"],
+    pixels_a_metre: float,
 ) -> Float[np.ndarray, "n 3"]:
-    """Colour of samples: wrapped diffuse light, a little rim darkening, and highlights by gloss."""
+    """Colour of samples: wrapped diffuse light, light from above, and highlights by gloss."""
     attributes = np.concatenate([scene.vertices, scene.normals, scene.uvs], axis=1)
-    values = attributes[corners[:, 0]] * weights[:, :1]
-    values += attributes[corners[:, 1]] * weights[:, 1:2]
-    values += attributes[corners[:, 2]] * weights[:, 2:]
+    values = attributes[corners[0]] * weights[0, :, None]
+    values += attributes[corners[1]] * weights[1, :, None]
+    values += attributes[corners[2]] * weights[2, :, None]
     position, normal, uv = values[:, :3], values[:, 3:6], values[:, 6:]
-    normal = normal / np.sqrt(np.einsum("nc,nc->n", normal, normal) + 1e-12)[:, None]
-    normal = np.where(from_behind[:, None], -normal, normal)
-    view = np.asarray(cam2world, np.float32)[:3, 3] - position
-    view /= np.sqrt(np.einsum("nc,nc->n", view, view))[:, None]
+    normal = _unit(np.where(from_behind[:, None], -normal, normal))
+    view = _unit(np.asarray(cam2world, np.float32)[:3, 3] - position)
 
-    albedo = _sample(scene.texture, uv, pixels_a_metre=float(K[0][0]) * size)
+    albedo = _sample(scene.texture, uv, pixels_a_metre)
     light = scene.light
     towards = np.asarray(light.direction, np.float32)
     diffuse = np.maximum(normal @ towards * 0.75 + 0.25, 0)
-    sky = 0.5 + 0.5 * normal[:, 1]
+    sky = 0.8 + 0.2 * normal[:, 1]
     shade = diffuse[:, None] * light.key.astype(np.float32)
-    shade += (0.6 + 0.4 * sky)[:, None] * light.fill.astype(np.float32)
-    half = view + towards
-    half /= np.sqrt(np.einsum("nc,nc->n", half, half) + 1e-12)[:, None]
-    highlight = np.maximum(np.einsum("nc,nc->n", normal, half), 0) ** 24
-    color = albedo[:, :3] * shade + (albedo[:, 3] * highlight)[:, None]
-    return np.clip(color, 0, 1)
+    shade += sky[:, None] * light.fill.astype(np.float32)
+    highlight = np.einsum("nc,nc->n", normal, _unit(view + towards))
+    highlight = np.maximum(highlight, 0) ** 24
+    return np.clip(albedo[:, :3] * shade + (albedo[:, 3] * highlight)[:, None], 0, 1)
+
+
+def _unit(vectors: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    return vectors / np.sqrt(np.einsum("nc,nc->n", vectors, vectors) + 1e-12)[:, None]
 
 
 def _sample(
@@ -222,7 +230,7 @@ def _sample(
 ) -> Float[np.ndarray, "n 4"]:
     """Bilinear texture look-up, in the mip level that suits the picture's scale.
 
-    The atlas gives half a metre of skin half of its width.
+    A metre of skin takes about the whole width of the texture; the scale is that of a metre off.
     """
     texels_a_metre = levels[0].shape[1]
     level = int(np.clip(np.round(np.log2(texels_a_metre / pixels_a_metre)), 0, len(levels) - 1))
@@ -230,7 +238,7 @@ def _sample(
     h, w, channels = texture.shape
     x = np.clip(uv[:, 0] * np.float32(w) - np.float32(0.5), 0, w - 1.001)
     y = np.clip(uv[:, 1] * np.float32(h) - np.float32(0.5), 0, h - 1.001)
-    left, top = x.astype(np.int64), y.astype(np.int64)
+    left, top = x.astype(np.int32), y.astype(np.int32)
     fx, fy = (x - left)[:, None], (y - top)[:, None]
     flat = texture.reshape(-1, channels)
     corner = top * w + left
