@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import imageio.v3 as iio
 import numpy as np
@@ -52,7 +52,7 @@ def read_portrait(root: epath.PathLike, name: str, timestep: int = 0) -> Portrai
       FileNotFoundError, ValueError: a file of it is missing or cannot be read, in one sentence.
     """
     clip = TrackedClip(root, name)
-    for t, photo in read_photos(root, name):
+    for t, photo in read_photos(find_input(root, name)):
         if t == timestep:
             return clip.portrait(t, photo)
     raise ValueError(f"{root}: {name} has no frame {timestep}.")
@@ -66,7 +66,7 @@ def read_clip(root: epath.PathLike, name: str) -> Iterator[tuple[int, Portrait]]
     """
     clip = TrackedClip(root, name)
     tracked = set(clip.timesteps)
-    for t, photo in read_photos(root, name):
+    for t, photo in read_photos(find_input(root, name)):
         if t in tracked:
             tracked.discard(t)
             yield t, clip.portrait(t, photo)
@@ -199,6 +199,12 @@ class WidenedCrop:
         bottom = min(margin, image_height - ymax)
         return cls(ymin, ymax, xmin, xmax, 2 * margin - bottom, bottom, margin, margin)
 
+    @classmethod
+    def whole_photo(cls, crop: Int[np.ndarray, "4"], height: int, width: int) -> WidenedCrop:
+        """Widens `crop` until it is the whole photo of that size."""
+        ymin, ymax, xmin, xmax = map(int, crop)
+        return cls(ymin, ymax, xmin, xmax, ymin, height - ymax, xmin, width - xmax)
+
     def cut_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "512 512 3"]:
         """The widened crop of a photo at 512x512, white where it reaches past the photo."""
         box = (
@@ -240,6 +246,16 @@ class WidenedCrop:
         K[0, 2] += MARGIN * IMAGE_SIZE
         K[1, 2] += self.top * IMAGE_SIZE / (self.ymax - self.ymin)
         K[:2] /= (1 + 2 * MARGIN) * IMAGE_SIZE
+        return K
+
+    def place_K(self, K: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+        """As `widen_K`, to the pixel: exact whatever the crop and its margins."""
+        size = np.array([self.xmax - self.xmin, self.ymax - self.ymin])
+        before, after = np.array([self.left, self.top]), np.array([self.right, self.bottom])
+        K = np.array(K, np.float64)
+        K[:2] *= size[:, None] / IMAGE_SIZE
+        K[:2, 2] += before
+        K[:2] /= (before + size + after)[:, None]
         return K
 
 
@@ -290,13 +306,27 @@ class TrackedClip:
 
     def portrait(self, timestep: int, photo: UInt8[np.ndarray, "H W 3"]) -> Portrait:
         """The widened crop of `photo`, the input's frame at `timestep`, with what belongs to it."""
-        tracking = self.tracking(timestep)
         crop = WidenedCrop.of(self.crop, photo.shape[0])
+        return self._cut(timestep, photo, crop, crop.widen_K)
+
+    def whole_photo(self, timestep: int, photo: UInt8[np.ndarray, "H W 3"]) -> Portrait:
+        """All of `photo`, resized to 512x512, with what belongs to it."""
+        crop = WidenedCrop.whole_photo(self.crop, *photo.shape[:2])
+        return self._cut(timestep, photo, crop, crop.place_K)
+
+    def _cut(
+        self,
+        timestep: int,
+        photo: np.ndarray,
+        crop: WidenedCrop,
+        follow: Callable[[np.ndarray], np.ndarray],
+    ) -> Portrait:
+        tracking = self.tracking(timestep)
         return Portrait(
             image=crop.cut_image(photo),
             mask=crop.extend_mask(self.mask(timestep)),
             cam2head=tracking.cam2head.astype(np.float32),
-            K=crop.widen_K(tracking.K).astype(np.float32),
+            K=follow(tracking.K).astype(np.float32),
             expression=tracking.expression,
         )
 
@@ -348,28 +378,37 @@ def read_tracking(path: epath.PathLike) -> Tracking:
     )
 
 
-def read_photos(
-    root: epath.PathLike, name: str
-) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
-    """Yields (timestep, photo) of `name` in `root`'s inputs/: a picture, a video or a folder.
+def find_input(root: epath.PathLike, name: str) -> epath.Path:
+    """The picture, video or folder of pictures called `name` in `root`'s inputs/.
 
     Raises:
-      FileNotFoundError: nothing of that name, or an empty folder.
-      ValueError: a file that cannot be decoded, in one sentence.
+      FileNotFoundError: there is none.
     """
     inputs = epath.Path(root) / "inputs"
-    if (inputs / name).is_dir():
-        yield from read_picture_folder(inputs / name)
-        return
-    for suffix in PICTURES + VIDEOS:
+    for suffix in ("", *PICTURES, *VIDEOS):
         path = inputs / f"{name}{suffix}"
-        if path.exists():
-            yield from read_video(path) if suffix in VIDEOS else [(0, read_image(path))]
-            return
+        if path.is_dir() if not suffix else path.exists():
+            return path
     raise FileNotFoundError(
         f"{root}: no inputs/{name} with a picture's or video's ending, "
         f"{', '.join(PICTURES + VIDEOS)}."
     )
+
+
+def read_photos(path: epath.PathLike) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
+    """Yields (timestep, photo) of a picture, a video or a folder of pictures.
+
+    Raises:
+      FileNotFoundError: there is no such file, or nothing in the folder.
+      ValueError: a file that cannot be decoded, in one sentence.
+    """
+    path = epath.Path(path)
+    if path.is_dir():
+        yield from read_picture_folder(path)
+    elif path.suffix.lower() in VIDEOS:
+        yield from read_video(path)
+    else:
+        yield 0, read_image(path)
 
 
 def read_picture_folder(

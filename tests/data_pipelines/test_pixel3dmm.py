@@ -77,6 +77,26 @@ def test_a_pixel_of_the_photo_lands_where_K_says(name):
             np.testing.assert_allclose(seen, said, atol=512 / (1.2 * height))
 
 
+@pytest.mark.parametrize("name", CROPS)
+def test_exact_K_to_the_pixel_for_every_crop_and_the_whole_photo(name):
+    crop = widened(name)
+    K = np.array([[1200.0, 0, 250], [0, 1200, 262], [0, 0, 1]])
+    boxes = [crop]
+    if crop.ymin >= 0 and crop.ymax <= PHOTO_HEIGHT and crop.xmin >= 0:
+        boxes.append(WidenedCrop.whole_photo(np.array(CROPS[name]), PHOTO_HEIGHT, PHOTO_WIDTH))
+    height, width = crop.ymax - crop.ymin, crop.xmax - crop.xmin
+    y, x = int(crop.ymin + 0.4 * height), int(crop.xmin + 0.45 * width)
+    photo = np.full((PHOTO_HEIGHT, PHOTO_WIDTH, 3), 255, np.uint8)
+    photo[y - 4 : y + 5, x - 4 : x + 5] = 0
+    pixel = np.array([(x + 0.5 - crop.xmin) / width, (y + 0.5 - crop.ymin) / height]) * 512
+    for box in boxes:
+        seen = centre_of_mass(255.0 - box.cut_image(photo)[..., 0])
+        said = 512 * (box.place_K(K) @ np.linalg.inv(K) @ [*pixel, 1.0])[:2]
+        np.testing.assert_allclose(seen, said, atol=0.05)
+    if height == width and height % 10 == 0:
+        np.testing.assert_allclose(crop.place_K(K), crop.widen_K(K), rtol=1e-12)
+
+
 def centre_of_mass(weights):
     """The mean position (x, y) of an image's weights; a pixel's centre is at a half."""
     y, x = np.indices(weights.shape) + 0.5

@@ -1,0 +1,34 @@
+"""Any folder of portraits and videos tracked with Pixel3DMM: `prepare folder --source DIR`.
+
+    SOURCE/inputs/NAME.jpg, NAME.mp4, or a folder NAME/ of pictures
+    SOURCE/processing/NAME/..., SOURCE/tracking/NAME/...
+
+Every name counts as a person of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from etils import epath
+
+from data_pipelines import pixel3dmm
+from data_pipelines.captures import CaptureSet
+from data_pipelines.datasets import tracked_videos
+from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tracked_videos.add_arguments(parser)
+    parser.add_argument("--name", default="folder", help="of the prepared data set")
+
+
+def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
+    inputs = epath.Path(args.source) / "inputs"
+    clips = tuple(
+        Clip(name, name, str(pixel3dmm.find_input(args.source, name).relative_to(inputs.parent)))
+        for name in pixel3dmm.list_names(args.source)
+    )
+    if not clips:
+        raise FileNotFoundError(f"{inputs}: no pictures or videos in it.")
+    return [TrackedVideos(args.name, args.source, clips, args.every)]
