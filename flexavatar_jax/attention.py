@@ -1,0 +1,223 @@
+"""Attention blocks: the causal block of the image tokens and the joint blocks of two streams.
+
+Shapes: B batch, N and M tokens, D width, H heads. Parameters are float32; `dtype` is what the
+blocks compute and hand on in. Norms take their statistics in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+MLP_RATIO = 4
+
+GPT_INIT = nnx.initializers.normal(0.02)
+"""Initialisation of the image tokens' block."""
+
+LINEAR_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default, used wherever nothing else is said."""
+
+
+def linear(
+    features_in: int,
+    features_out: int,
+    axes: tuple[str | None, str | None],
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    kernel_init: nnx.Initializer = LINEAR_INIT,
+    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    use_bias: bool = True,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer whose kernel's dimensions carry the logical names `axes`."""
+    return nnx.Linear(
+        features_in,
+        features_out,
+        use_bias=use_bias,
+        kernel_init=nnx.with_metadata(kernel_init, logical_axes=axes),
+        bias_init=nnx.with_metadata(bias_init, logical_axes=axes[1:]),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(
+    features: int, *, epsilon: float = 1e-5, affine: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        use_scale=affine,
+        use_bias=affine,
+        # E[x^2] - E[x]^2 cancels where the mean is large.
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def attend(
+    q: Float[Array, "B N H C"],
+    k: Float[Array, "B M H C"],
+    v: Float[Array, "B M H C"],
+    *,
+    causal: bool = False,
+) -> Float[Array, "B N H C"]:
+    """Softmax attention with scale 1/sqrt(C); `causal`: token i sees tokens 0 to i."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, linear, with a hidden layer `MLP_RATIO` times as wide."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        tanh: bool,
+        dtype: jnp.dtype,
+        kernel_init: nnx.Initializer = LINEAR_INIT,
+        rngs: nnx.Rngs,
+    ):
+        make = functools.partial(linear, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+        self.up = make(width, MLP_RATIO * width, ("embed", "mlp"))
+        self.down = make(MLP_RATIO * width, width, ("mlp", "embed"))
+        self.tanh = tanh
+
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """GELU is the tanh approximation if `tanh` is set, else exact (erf)."""
+        return self.down(jax.nn.gelu(self.up(x), approximate=self.tanh))
+
+
+class CausalBlock(nnx.Module):
+    """A pre-norm transformer block as in GPT-2: causal attention, then an MLP with exact GELU."""
+
+    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        make = functools.partial(linear, dtype=dtype, kernel_init=GPT_INIT, rngs=rngs)
+        self.heads = heads
+        self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.q = make(width, width, ("embed", "heads"))
+        self.k = make(width, width, ("embed", "heads"))
+        self.v = make(width, width, ("embed", "heads"))
+        self.out = make(width, width, ("heads", "embed"))
+        self.mlp_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, tanh=False, dtype=dtype, kernel_init=GPT_INIT, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        y = self.attention_norm(x)
+        q, k, v = (_split_heads(project(y), self.heads) for project in (self.q, self.k, self.v))
+        x = x + self.out(_merge_heads(attend(q, k, v, causal=True)))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Stream(nnx.Module):
+    """One stream's own weights in a joint block.
+
+    A stream that ends in this block (`ends`) gives its queries, keys and values and no more.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, ends: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        head_norm = functools.partial(
+            nnx.RMSNorm, width // heads, epsilon=1e-6, dtype=dtype, rngs=rngs
+        )
+        self.heads = heads
+        self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.q = make(width, width, ("embed", "heads"))
+        self.k = make(width, width, ("embed", "heads"))
+        self.v = make(width, width, ("embed", "heads"))
+        self.q_norm = head_norm()
+        self.k_norm = head_norm()
+        self.ends = ends
+        if not ends:
+            self.out = make(width, width, ("heads", "embed"))
+            self.mlp_norm = layer_norm(width, epsilon=1e-6, affine=False, dtype=dtype, rngs=rngs)
+            self.mlp = MLP(width, tanh=True, dtype=dtype, rngs=rngs)
+
+    def project(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N H C"], ...]:
+        """Queries, keys and values; queries and keys are RMS-normalised within each head."""
+        y = self.attention_norm(x)
+        q, k, v = (_split_heads(project(y), self.heads) for project in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def update(
+        self, x: Float[Array, "B N D"], attended: Float[Array, "B N H C"]
+    ) -> Float[Array, "B N D"]:
+        """The stream after attention and MLP, both with residuals."""
+        x = x + self.out(_merge_heads(attended))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class JointBlock(nnx.Module):
+    """Tokens and their context attend to all of both, each with its own weights.
+
+    The block of MM-DiT (Esser et al., arXiv 2403.03206) without modulation.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, last: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.tokens = Stream(width, heads, dtype=dtype, rngs=rngs)
+        self.context = Stream(width, heads, ends=last, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B M D"]]:
+        """Both streams one block further; the context of the last block stays as it is."""
+        both = zip(self.tokens.project(x), self.context.project(context), strict=True)
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in both)
+        n = x.shape[1]
+        if self.context.ends:
+            return self.tokens.update(x, attend(q[:, :n], k, v)), context
+        attended = attend(q, k, v)
+        return (
+            self.tokens.update(x, attended[:, :n]),
+            self.context.update(context, attended[:, n:]),
+        )
+
+
+class JointTransformer(nnx.Module):
+    """Joint blocks that let tokens take up a projected context, then a final LayerNorm."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        *,
+        dtype: jnp.dtype,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """`remat`: recompute blocks in the backward pass instead of keeping what they computed."""
+        self.context_projection = linear(width, width, ("embed", "embed"), dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            JointBlock(width, heads, last=i == depth - 1, dtype=dtype, rngs=rngs)
+            for i in range(depth)
+        )
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
+    ) -> Float[Array, "B N D"]:
+        run = nnx.remat(JointBlock.__call__) if self.remat else JointBlock.__call__
+        context = self.context_projection(context)
+        for block in self.blocks:
+            x, context = run(block, x, context)
+        return self.norm(x)
+
+
+def _split_heads(x: Float[Array, "B N D"], heads: int) -> Float[Array, "B N H C"]:
+    return rearrange(x, "b n (h c) -> b n h c", h=heads)
+
+
+def _merge_heads(x: Float[Array, "B N H C"]) -> Float[Array, "B N D"]:
+    return rearrange(x, "b n h c -> b n (h c)")
