@@ -2,19 +2,27 @@
 
     loss = 0.8 L1 + 0.2 (1 - SSIM) + DINO + SAM        (weights: `config.loss`)
 
-Every term is the mean of a per-element quantity, so values don't depend on batch or image size.
-Images are float32 RGB in [0, 1], channels last, `*b h w 3`.
+DINO and SAM join at step `config.loss.perceptual_start`; L1 and SSIM are there from the start.
+Every term is a mean over elements, so values don't depend on batch or image size. Images are
+float32 RGB in [0, 1], channels last, `*b h w 3`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
+
+from flexavatar_jax.frozen import dinov2, hiera
+from flexavatar_jax.frozen.networks import FrozenNetworks
+
+PERCEPTUAL_SIZE = 512
+DINO_MARGIN = 4
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -26,23 +34,28 @@ Scalar = Float[Array, ""]
 
 
 def training_loss(
-    prediction: Float[Array, "b t h w 3"],
-    target: Float[Array, "b t h w 3"],
+    prediction: Float[Array, "n h w 3"],
+    target: Float[Array, "n h w 3"],
     config: Mapping[str, float],
+    frozen: FrozenNetworks | None = None,
     *,
     perceptual: bool = False,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum that training minimises, and its parts before weighting.
 
     `config` is `config.loss`: the weights `l1`, `ssim`, `dino` and `sam`; a term of weight 0 isn't
-    computed. `perceptual` is static: the frozen networks join at `config.loss.perceptual_start`,
-    which the trainer does by compiling a second step, so that the first pays nothing for them.
+    computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one step
+    without and, for `perceptual_start`, one with them, so that the first pays nothing for them.
     """
     parts = {}
     if config["l1"]:
         parts["l1"] = l1(prediction, target)
     if config["ssim"]:
         parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
+    if perceptual and config["dino"]:
+        parts["dino"] = _image_by_image(dino_loss, frozen.dino, prediction, target)
+    if perceptual and config["sam"]:
+        parts["sam"] = _image_by_image(sam_loss, frozen.sam, prediction, target)
     total = sum((config[name] * part for name, part in parts.items()), start=jnp.zeros(()))
     return total, parts
 
@@ -50,6 +63,36 @@ def training_loss(
 def l1(prediction: Float[Array, "*s"], target: Float[Array, "*s"]) -> Scalar:
     """Mean absolute difference over all elements."""
     return jnp.mean(jnp.abs(prediction - target))
+
+
+def dino_loss(
+    params: dinov2.Params, prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"]
+) -> Scalar:
+    """Mean absolute difference of DINOv2-small's hidden states 5, 8 and 11.
+
+    The network sees the central 504x504 of a 512x512 image; other sizes are first resized to
+    512x512 (bilinear, antialiased where that makes them smaller).
+    """
+    crop = slice(DINO_MARGIN, PERCEPTUAL_SIZE - DINO_MARGIN)
+    a, b = (
+        dinov2.perceptual_features(params, _at_perceptual_size(image)[:, crop, crop])
+        for image in (prediction, target)
+    )
+    # The three states are of one size: their means' mean is the mean over all elements.
+    return jnp.mean(jnp.stack([_feature_l1(p, q) for p, q in zip(a, b, strict=True)]))
+
+
+def sam_loss(
+    params: hiera.Params, prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"]
+) -> Scalar:
+    """Mean absolute difference of SAM 2.1 Hiera-small's image embeddings at 1024x1024.
+
+    Sizes other than 512x512 are first resized to that, as for `dino_loss`.
+    """
+    a, b = (
+        hiera.image_embedding(params, _at_perceptual_size(image)) for image in (prediction, target)
+    )
+    return _feature_l1(a, b)
 
 
 def psnr(prediction: Images, target: Images) -> Float[Array, "*b"]:
@@ -106,3 +149,47 @@ def _blur_rows(x: Float[Array, "*b h w c"], block: int = 64) -> Float[Array, "*b
         precision=jax.lax.Precision.HIGHEST,
     )
     return rearrange(blurred, "... n o w c -> ... (n o) w c")[..., :height, :, :]
+
+
+def _at_perceptual_size(image: Float[Array, "b h w 3"]) -> Float[Array, "b 512 512 3"]:
+    shape = (len(image), PERCEPTUAL_SIZE, PERCEPTUAL_SIZE, 3)
+    return jax.image.resize(image, shape, "bilinear", antialias=True)
+
+
+def _feature_l1(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Scalar:
+    return l1(a.astype(jnp.float32), b.astype(jnp.float32))
+
+
+Distance = Callable[[dict, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _image_by_image(
+    distance: Distance,
+    params: dict,
+    prediction: Float[Array, "n h w 3"],
+    target: Float[Array, "n h w 3"],
+) -> Scalar:
+    """Mean of `distance` over pairs of images, in the memory that one pair takes.
+
+    As the networks are frozen and the value is one number, its gradient is an image: it is computed
+    along with the value, so that nothing else is kept, or computed again, for the backward pass.
+    """
+    pairs = (prediction[:, None], target[:, None])
+    return jnp.mean(jax.lax.map(lambda pair: distance(params, *pair), pairs))
+
+
+def _value_and_image(
+    distance: Distance, params: dict, prediction: Array, target: Array
+) -> tuple[Scalar, Array]:
+    pairs = (prediction[:, None], target[:, None])
+    step = jax.value_and_grad(distance, argnums=1)
+    values, gradients = jax.lax.map(lambda pair: step(params, *pair), pairs)
+    return jnp.mean(values), gradients[:, 0] / len(gradients)
+
+
+def _scale_image(_: Distance, gradient: Array, cotangent: Scalar) -> tuple[None, Array, None]:
+    return None, cotangent * gradient, None
+
+
+_image_by_image.defvjp(_value_and_image, _scale_image)

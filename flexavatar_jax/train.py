@@ -17,14 +17,14 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from data_pipelines.mixture import make_iterator
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
 from flexavatar_jax.checkpoints import Checkpoints, prepare_workdir
-from flexavatar_jax.losses import load_frozen_networks
+from flexavatar_jax.frozen.networks import load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
 from flexavatar_jax.sharding import batch_sharding, make_mesh
 from flexavatar_jax.train_step import TrainProgram, TrainState
