@@ -209,10 +209,10 @@ def _relief(x: np.ndarray, y: np.ndarray, shape: HeadShape) -> np.ndarray:
     cheek = 0.0040 * shape.cheek * bump(0.043, -0.004, 0.016, 0.016)
 
     # The nose rises from the bridge to the tip and drops to the lip; its ridge widens on the way.
-    rise = smoothstep(0.036, -0.010, y)
-    drop = smoothstep(-0.0235, -0.0115, y)
+    rise = smoothstep(0.036, -0.012, y)
+    drop = smoothstep(-0.0245, -0.0075, y)
     ridge = (0.0062 + 0.0055 * rise) * shape.nose_width
-    nose = 0.0245 * shape.nose_length * rise * drop * np.exp(-(np.abs(side / ridge) ** 2.1))
+    nose = 0.0262 * shape.nose_length * rise * drop * np.exp(-(np.abs(side / ridge) ** 2.1))
     hump = shape.nose_hook * bump(0, 0.008, 0.008, 0.010)
     wings = 0.0075 * bump(0.0125 * shape.nose_width, -0.0135, 0.0055, 0.0065)
 

@@ -51,6 +51,7 @@ class Anatomy:
       teeth: slices of the upper and the lower row of teeth, rigid with the skull and the jaw.
       eyes: slices of the left and the right eyeball; `offset` is from the eyeball's centre.
       ears: slices of the left and the right ear.
+      sockets: slices of what is seen past the left and the right eyeball, at the lids' corners.
     """
 
     u: np.ndarray
@@ -66,6 +67,7 @@ class Anatomy:
     teeth: tuple[slice, slice]
     eyes: tuple[slice, slice]
     ears: tuple[slice, slice]
+    sockets: tuple[slice, slice]
 
 
 def surface_u(theta: np.ndarray) -> np.ndarray:
@@ -79,6 +81,14 @@ def sheet(rows: int, columns: int) -> np.ndarray:
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
     a, b, c, d = corner, corner + 1, corner + columns, corner + columns + 1
     return np.concatenate([np.stack([a, c, d], -1), np.stack([a, d, b], -1)])
+
+
+def _closed(rows: int, columns: int) -> np.ndarray:
+    """Twins of a sheet's vertices whose last column lies on its first, and first row on a point."""
+    grid = np.arange(rows * columns).reshape(rows, columns)
+    grid[:, -1] = grid[:, 0]
+    grid[0] = 0
+    return grid.ravel()
 
 
 def neutral_vertices(shape: HeadShape, ear_size: float, ears_out: float) -> np.ndarray:
@@ -95,24 +105,16 @@ def neutral_vertices(shape: HeadShape, ear_size: float, ears_out: float) -> np.n
 
 def eye_centers(shape: HeadShape) -> np.ndarray:
     """[2, 3] centres of the left and the right eyeball."""
-    u = _eye_u()
+    u = _u_at(EYE_ROW, EYE_OFFSET)
     sockets = head_surface(np.array([u, 1 - u]), np.full(2, EYE_ROW), shape)
     return sockets - [0, 0, EYE_RADIUS - EYE_BULGE]
-
-
-@functools.cache
-def _eye_u() -> float:
-    """Surface coordinate u of the left eye's centre."""
-    u = np.linspace(0.5, 0.7, 2001)
-    x = head_surface(u, np.full_like(u, EYE_ROW))[:, 0]
-    return float(np.interp(EYE_OFFSET, x, u))
 
 
 @functools.cache
 def anatomy() -> Anatomy:
     """The shared mesh."""
     parts = [_skin(), _mouth(), _teeth(+1), _teeth(-1)]
-    parts += [_eyeball(+1), _eyeball(-1), _ear(+1), _ear(-1)]
+    parts += [_eyeball(+1), _eyeball(-1), _ear(+1), _ear(-1), _socket(+1), _socket(-1)]
     start, slices, faces, twins = 0, [], [], []
     for part in parts:
         n = len(part["u"])
@@ -141,19 +143,31 @@ def anatomy() -> Anatomy:
         teeth=(slices[2], slices[3]),
         eyes=(slices[4], slices[5]),
         ears=(slices[6], slices[7]),
+        sockets=(slices[8], slices[9]),
     )
 
 
+@functools.cache
 def _columns() -> np.ndarray:
     """u of the skin's columns: every 2 mm in the face, wider to the back."""
     face = np.linspace(0, 0.72, 31)
     # Steps grow evenly from the face's to the back's.
     step = np.linspace(face[1], 0.14, 24)
-    rest = 0.72 + np.cumsum(step) * (np.pi - 0.72) / step.sum()
-    half = np.concatenate([face, rest])
-    u = surface_u(np.concatenate([-half[:0:-1], half]))
-    u[0], u[-1] = 0, 1
-    return u
+    half = surface_u(np.concatenate([face, 0.72 + np.cumsum(step) * (np.pi - 0.72) / step.sum()]))
+    half[0], half[-1] = 0.5, 1
+    # The corners of mouth and eyes must lie on a column.
+    inner, outer = EYE_OFFSET - EYE_WIDTH, EYE_OFFSET + EYE_WIDTH
+    for row, x in [(MOUTH_ROW, MOUTH_WIDTH), (EYE_ROW, inner), (EYE_ROW, outer)]:
+        corner = _u_at(row, x)
+        half[np.argmin(np.abs(half - corner))] = corner
+    return np.concatenate([1 - half[:0:-1], half])
+
+
+@functools.cache
+def _u_at(row: float, x: float) -> float:
+    """u in the left half of the average face at which a ring passes x."""
+    u = np.linspace(0.5, 0.72, 4001)
+    return float(np.interp(x, head_surface(u, np.full_like(u, row))[:, 0], u))
 
 
 def _rows() -> np.ndarray:
@@ -170,23 +184,22 @@ def _rows() -> np.ndarray:
     return np.concatenate([stops[0]] + [s[1:] for s in stops[1:]])
 
 
-def _slit_columns(u: np.ndarray, row: float, left: float, right: float) -> tuple[int, int]:
-    """First and last column of a slit between two x on a ring of the average head."""
-    x = head_surface(u, np.full_like(u, row))[:, 0]
-    face = np.abs(u - 0.5) < 0.2
-    far = np.where(face, 0, 1)
-    return int(np.argmin(np.abs(x - left) + far)), int(np.argmin(np.abs(x - right) + far))
-
-
 def _slits() -> list[tuple[int, int, int]]:
-    """Row, first and last column of the mouth's slit and the two eyes'."""
+    """Row, first and last column of the mouth's slit, the left eye's and the right eye's."""
     u, v = _columns(), _rows()
+
+    def column(row: float, x: float) -> int:
+        at = _u_at(row, abs(x))
+        return int(np.argmin(np.abs(u - (at if x > 0 else 1 - at))))
+
+    def slit(row: float, right: float, left: float) -> tuple[int, int, int]:
+        return int(np.argmin(np.abs(v - row))), column(row, right), column(row, left)
+
     inner, outer = EYE_OFFSET - EYE_WIDTH, EYE_OFFSET + EYE_WIDTH
-    eye, mouth = int(np.argmin(abs(v - EYE_ROW))), int(np.argmin(abs(v - MOUTH_ROW)))
     return [
-        (mouth, *_slit_columns(u, MOUTH_ROW, -MOUTH_WIDTH, MOUTH_WIDTH)),
-        (eye, *_slit_columns(u, EYE_ROW, inner, outer)),
-        (eye, *_slit_columns(u, EYE_ROW, -outer, -inner)),
+        slit(MOUTH_ROW, -MOUTH_WIDTH, MOUTH_WIDTH),
+        slit(EYE_ROW, inner, outer),
+        slit(EYE_ROW, -outer, -inner),
     ]
 
 
@@ -263,16 +276,16 @@ def _mouth() -> dict[str, np.ndarray]:
 
 def _teeth(side: int) -> dict[str, np.ndarray]:
     """A row of teeth on an arch behind the lips: +1 the upper, -1 the lower one."""
-    x, s = np.meshgrid(np.linspace(-0.022, 0.022, 17), np.linspace(0, 1, 3))
+    x, s = np.meshgrid(np.linspace(-0.019, 0.019, 17), np.linspace(0, 1, 3))
     y = 0.008 - 0.0085 * s if side > 0 else -0.0025 - 0.0075 * s
-    z = -0.0075 - (0.0 if side > 0 else 0.0015) - 24 * x**2
+    z = -0.0075 - (0.0 if side > 0 else 0.0015) - 28 * x**2
     n = x.size
     return {
         "u": np.full(n, 0.5),
         "v": np.full(n, MOUTH_ROW),
         "side": np.full(n, side),
         "offset": np.stack([x, y, z], -1).reshape(-1, 3),
-        "uvs": atlas.place("teeth", (x / 0.044 + 0.5).ravel(), (s if side > 0 else 1 - s).ravel()),
+        "uvs": atlas.place("teeth", (x / 0.038 + 0.5).ravel(), (s if side > 0 else 1 - s).ravel()),
         "faces": sheet(3, 17),
         "two_sided": np.array(True),
     }
@@ -287,7 +300,8 @@ def _eyeball(side: int) -> dict[str, np.ndarray]:
         [np.sin(angle) * np.cos(turn), np.sin(angle) * np.sin(turn), np.cos(angle)], -1
     )
     radius = angle / angle.max() / 2
-    u = _eye_u() if side > 0 else 1 - _eye_u()
+    left = _u_at(EYE_ROW, EYE_OFFSET)
+    u = left if side > 0 else 1 - left
     n = angle.size
     return {
         "u": np.full(n, u),
@@ -299,6 +313,26 @@ def _eyeball(side: int) -> dict[str, np.ndarray]:
         ),
         "faces": sheet(12, 25),
         "two_sided": np.array(False),
+        "twins": _closed(12, 25),
+    }
+
+
+def _socket(side: int) -> dict[str, np.ndarray]:
+    """A fold from the upper lid's edge into the socket and out to the lower lid's; +1 the left."""
+    _, first, last = _slits()[1 if side > 0 else 2]
+    u = _columns()[first : last + 1]
+    n = len(u)
+    across = np.linspace(-1, 1, n)
+    depth = np.stack([0 * u, 0 * u, -0.012 * np.sqrt(1 - across**2) - 0.0005], -1)
+    edge = np.zeros((n, 3))
+    return {
+        "u": np.tile(u, 3),
+        "v": np.full(3 * n, EYE_ROW),
+        "side": np.repeat([1, 0, -1], n),
+        "offset": np.concatenate([edge, depth, edge]),
+        "uvs": atlas.place("eye", np.tile(0.5 + 0.3 * across, 3), np.full(3 * n, 0.98)),
+        "faces": sheet(3, n),
+        "two_sided": np.array(True),
     }
 
 
@@ -332,4 +366,5 @@ def _ear(side: int) -> dict[str, np.ndarray]:
         "uvs": atlas.place("ear", (0.5 - back * r / 2).ravel(), (0.5 - up * r / 2).ravel()),
         "faces": faces if side > 0 else faces[:, ::-1],
         "two_sided": np.array(True),
+        "twins": _closed(rings, spokes),
     }

@@ -20,6 +20,7 @@ from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_p
 from data_pipelines.head_mesh import EYE_HEIGHT, EYE_OFFSET, MOUTH_HEIGHT, MOUTH_WIDTH, smoothstep
 from data_pipelines.procedural.anatomy import (
     EYE_RADIUS,
+    EYE_ROW,
     EYE_WIDTH,
     JAW_JOINT,
     LID_THICKNESS,
@@ -168,12 +169,14 @@ def _jaw_weight() -> np.ndarray:
     x, y, z = a.rest.T
     smooth = smoothstep(-0.012, -0.062, y)
     between = np.sqrt(np.clip(1 - (x / MOUTH_WIDTH) ** 2, 0, 1)) * smoothstep(0, 0.02, z)
+    between = between * smoothstep(-0.005, -0.025, y)
     apart = np.where(a.side > 0, smooth * (1 - between), 1 - (1 - smooth) * (1 - between))
     # Depth of the mouth: half-way.
     weight = np.where(a.side == 0, 0.5, apart)
     weight = weight * smoothstep(-0.050, 0.0, z) * (1 - smoothstep(0.785, 0.87, a.v))
-    for part, rigid in [(a.teeth[0], 0), (a.teeth[1], 1), *((p, 0) for p in (*a.eyes, *a.ears))]:
-        weight[part] = rigid
+    for part in (a.teeth[0], *a.eyes, *a.ears, *a.sockets):
+        weight[part] = 0
+    weight[a.teeth[1]] = 1
     return weight
 
 
@@ -190,7 +193,7 @@ def _open_eyes(
     eyelids = np.clip(code[expression_part("eyelids")], 0, 1)
     closed = np.where(anatomy().rest[lids, 0] > 0, eyelids[0], eyelids[1])
     almond = np.clip(1 - t**2, 0, 1) ** 0.75
-    height = np.where(side > 0, 0.0062, -0.0036) * eye_open * almond
+    height = np.where(side > 0, 0.0054, -0.0034) * eye_open * almond
     # Both lids close on a line a little below the middle.
     moved = vertices[lids]
     moved[:, 1] += fade * (height * (1 - closed) - 0.0015 * closed * almond + eye_slant * t)
@@ -212,15 +215,20 @@ def _open_eyes(
 
 @functools.cache
 def _lids() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the skin's vertices round the eyes; for each, where across the opening (-1 at the
-    inner, 1 at the outer corner), how far it follows the lid's edge, and +1 above or -1 below."""
+    """The vertices round the eyes: their numbers; where across the opening they lie, -1 at the
+    inner and 1 at the outer corner; how far they follow the lid's edge; +1 above and -1 below."""
     a = anatomy()
-    x, y, z = a.rest[a.skin].T
+    x, y, z = a.rest.T
     t = (np.abs(x) - EYE_OFFSET) / EYE_WIDTH
     above = y - EYE_HEIGHT
-    lids = np.flatnonzero((np.abs(t) < 1.3) & (np.abs(above) < 0.019) & (z > 0))
-    on_slit = np.abs(a.v[lids] - 0.45) < 1e-9
-    # On the slit, vertices past the original grid belong to the lower lid.
-    side = np.where(on_slit, np.where(a.side[lids] > 0, 1, -1), np.sign(above[lids]))
+    near = (np.abs(t) < 1.3) & (np.abs(above) < 0.019) & (z > 0)
+    moving = np.zeros(len(x), bool)
+    for part in (a.skin, *a.sockets):
+        moving[part] = near[part]
+    for part in a.sockets:  # but not the sockets' depths
+        moving[part] &= a.side[part] != 0
+    lids = np.flatnonzero(moving)
+    on_edge = np.abs(a.v[lids] - EYE_ROW) < 1e-9
+    side = np.where(on_edge, a.side[lids], np.sign(above[lids]))
     fade = np.clip(1 - np.abs(above[lids]) / 0.017, 0, 1) ** 1.4
     return lids, t[lids], fade, side

@@ -10,6 +10,20 @@ from data_pipelines import cameras
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.procedural.expression import BLENDSHAPES
 
+_LIVELINESS = {
+    "smile": 0.75,
+    "pucker": 0.5,
+    "brows_up": 0.8,
+    "brows_together": 0.6,
+    "upper_lip_up": 0.4,
+    "lower_lip_down": 0.4,
+    "mouth_left": 0.3,
+    "cheeks_out": 0.4,
+    "left_smile": 0.3,
+    "inner_brows_up": 0.5,
+}
+"""Standard deviation of each blendshape's number."""
+
 TRACKER_NOISE = 0.15
 """Standard deviation of the numbers of `exp` that move nothing."""
 
@@ -35,7 +49,8 @@ def perform(
 
     exp = codes[:, expression_part("exp")]
     exp[:] = TRACKER_NOISE * wander(exp.shape[1], 1.5)
-    exp[:, : len(BLENDSHAPES)] = 0.8 * wander(len(BLENDSHAPES), 1.5)
+    liveliness = [_LIVELINESS[name] for name in BLENDSHAPES]
+    exp[:, : len(BLENDSHAPES)] = liveliness * wander(len(BLENDSHAPES), 1.5)
 
     # Talking comes and goes; the jaw opens up to some 25 degrees.
     loud = np.clip(0.5 + 0.8 * wander(1, 2.0), 0, 1.2)[:, 0]

@@ -200,7 +200,7 @@ def _shade(
     cam2world: Float[np.ndarray, "4 4"],
     pixels_a_metre: float,
 ) -> Float[np.ndarray, "n 3"]:
-    """Colour of samples: wrapped diffuse light, light from above, and highlights by gloss."""
+    """Colour of samples under a key light, a weaker one against it, and light from above."""
     attributes = np.concatenate([scene.vertices, scene.normals, scene.uvs], axis=1)
     values = attributes[corners[0]] * weights[0, :, None]
     values += attributes[corners[1]] * weights[1, :, None]
@@ -212,7 +212,8 @@ def _shade(
     albedo = _sample(scene.texture, uv, pixels_a_metre)
     light = scene.light
     towards = np.asarray(light.direction, np.float32)
-    diffuse = np.maximum(normal @ towards * 0.75 + 0.25, 0)
+    facing = normal @ towards
+    diffuse = np.maximum(0.75 * facing + 0.25, 0) + 0.45 * np.maximum(-0.75 * facing - 0.1, 0)
     sky = 0.8 + 0.2 * normal[:, 1]
     shade = diffuse[:, None] * light.key.astype(np.float32)
     shade += sky[:, None] * light.fill.astype(np.float32)

@@ -115,7 +115,7 @@ def _lips(
     upper = 0.0088 * person.shape.lips**0.5 * bow * (1 - 0.22 * np.exp(-((far / 0.005) ** 2)))
     lower = 0.0102 * person.shape.lips**0.5 * bow
     inside = np.minimum(upper - line, line + lower)
-    amount = face * smoothstep(-0.0006, 0.0010, inside)
+    amount = face * smoothstep(0.0, 0.0014, inside)
     lips = np.array(person.lips)
     _mix(canvas[..., :3], lips, amount * 0.95)
     _mix(canvas[..., :3], lips * 1.12, amount * 0.5 * np.exp(-(((line + 0.005) / 0.003) ** 2)))
@@ -131,7 +131,7 @@ def _brows(
     middle = 0.0405 + person.brow_height + 0.0050 * np.sin(np.clip(t, 0, 1) * np.pi * 0.72)
     middle = middle + person.brow_slant * (t - 0.4) - 0.004 * np.clip(t - 0.7, 0, 1)
     half = 0.0034 * person.brow_thickness * (1.08 - 0.85 * np.clip(t, 0, 1) ** 1.5)
-    hairs = 1 + 0.35 * waves(rest * [1.0, 0.45, 0.0], rng, 0.0035, 12)
+    hairs = 1 + 0.14 * waves(rest * [1.0, 0.45, 0.0], rng, 0.0022, 16)
     amount = smoothstep(1.25, 0.55, np.abs(y - middle) / half)
     amount = amount * smoothstep(-0.10, 0.10, t) * (1 - smoothstep(0.88, 1.08, t)) * face
     color = np.array(person.hair.color) * 0.62 + 0.02
@@ -153,7 +153,7 @@ def _lids(
         shadow = smoothstep(-0.0005, 0.0015, above) * (1 - smoothstep(0.004, 0.009, above))
         color = 0.6 * np.array(person.cloth_trim) * skin + 0.1
         _mix(canvas[..., :3], color, 0.6 * person.makeup * inside * shadow)
-    lashes = np.exp(-(((v - EYE_ROW) / 0.0030) ** 4)) * np.where(above > 0, 1.0, 0.75)
+    lashes = np.exp(-(((v - EYE_ROW) / 0.0030) ** 4)) * np.where(above > 0, 1.0, 0.45)
     _mix(canvas[..., :3], [0.05, 0.035, 0.03], face * (np.abs(t) < 1.03) * lashes * 0.95)
 
 
@@ -177,10 +177,10 @@ def _beard(person: Person, canvas: np.ndarray, rest: np.ndarray, rng: np.random.
         "goatee": 0.9 * goatee,
         "full": 0.92 * np.maximum(full, moustache),
     }[person.beard]
-    hairs = 1 + 0.25 * waves(rest * [1, 0.35, 1], rng, 0.004, 12)
+    hairs = 1 + 0.10 * waves(rest * [1, 0.35, 1], rng, 0.0026, 16)
     color = np.array(person.hair.color) * 0.8
     color = np.minimum(color, np.array(person.skin) * 0.85)
-    _mix(canvas[..., :3], color, front * amount * np.clip(hairs, 0.4, 1.3))
+    _mix(canvas[..., :3], color, front * amount * np.clip(hairs, 0.7, 1.2))
 
 
 def _scalp(
@@ -291,12 +291,10 @@ def _ear(person: Person, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     canvas = np.zeros((*x.shape, 4), np.float32)
     rgb = canvas[..., :3]
     rgb[:] = skin * [1.0, 0.93, 0.92]
-    _mix(
-        rgb, skin * [0.72, 0.50, 0.46], 0.8 * np.exp(-(((radius - 0.60) / 0.10) ** 2)) * (y < 0.75)
-    )
-    _mix(
-        rgb, skin * [0.42, 0.27, 0.24], 0.85 * np.exp(-((np.hypot(x - 0.40, y - 0.52) / 0.13) ** 2))
-    )
+    fold = np.exp(-(((radius - 0.60) / 0.10) ** 2)) * smoothstep(0.8, 0.6, y)
+    _mix(rgb, skin * [0.72, 0.50, 0.46], 0.8 * fold)
+    canal = np.exp(-((np.hypot(x - 0.40, y - 0.52) / 0.13) ** 2))
+    _mix(rgb, skin * [0.42, 0.27, 0.24], 0.85 * canal)
     canvas[..., 3] = 0.05
     return canvas
 
