@@ -10,8 +10,10 @@ image; the tiles of boxes that did not fit are the `overflow` that is returned.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -30,7 +32,10 @@ class Bins(NamedTuple):
     starts: Int[Array, "tiles+1"]
     """Tile t (row-major) owns intersections `starts[t]:starts[t + 1]`."""
     slots: Int[Array, "capacity"]
-    """Where an intersection came from: splats' slots are contiguous and in depth order."""
+    """Which slot an intersection had before sorting; the slots of a splat are contiguous."""
+    ends: Int[Array, "N"]
+    """Splat i owns slots `ends[i] - counts[i]:ends[i]`, not all of which are intersections."""
+    counts: Int[Array, "N"]
     overflow: Int[Array, ""]
     """Slots that did not fit."""
 
@@ -116,17 +121,18 @@ def sort_intersections(
     across, down = grid(width, height, tile)
     tiles, num = across * down, splats.depths.shape[0]
     order = jnp.argsort(splats.depths, stable=True)
-    # One gather of rows fetches a slot's splat: splats in depth order, integers stored as floats
-    # (exact below 2^24).
     first, counts, reach = tile_boxes(splats, width, height, tile)
-    slots_of = jnp.prod(counts, -1)[order]
-    ends = jnp.cumsum(slots_of)
+    slots_of = jnp.prod(counts, -1)
+    ends = jnp.cumsum(slots_of[order])
     total = ends[-1]
 
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    rank = jnp.repeat(jnp.arange(num, dtype=jnp.int32), slots_of, total_repeat_length=capacity)
+    rank = jnp.repeat(
+        jnp.arange(num, dtype=jnp.int32), slots_of[order], total_repeat_length=capacity
+    )
     splat = order[rank]
-    within = slot - (ends - slots_of)[rank]
+    ends = jnp.zeros_like(ends).at[order].set(ends, unique_indices=True)
+    within = slot - (ends - slots_of)[splat]
     box, origin = counts[splat], first[splat]
     wide = jnp.maximum(box[:, 0], 1)
     cell = origin + jnp.stack([within % wide, within // wide], -1)
@@ -151,5 +157,35 @@ def sort_intersections(
         splats=splat[slots],
         starts=starts.astype(jnp.int32),
         slots=slots,
+        ends=ends,
+        counts=slots_of,
         overflow=jnp.maximum(total - capacity, 0).astype(jnp.int32),
     )
+
+
+def sort_images(
+    splats: Splats, *, width: int, height: int, tile: tuple[int, int], capacity: int
+) -> Bins:
+    """`sort_intersections` for splats with a leading image axis."""
+    sort = functools.partial(
+        sort_intersections, width=width, height=height, tile=tile, capacity=capacity
+    )
+    return jax.vmap(sort)(splats)
+
+
+def sum_by_splat(values: Float[Array, "capacity D"], bins: Bins) -> Float[Array, "N D"]:
+    """Sum what was written for each slot (0 where it isn't an intersection) by splat.
+
+    The order of the additions is fixed, so the sum has the same bits every time, as a scatter-add
+    on an accelerator has not.
+    """
+    capacity = len(values)
+    starts = jnp.minimum(bins.ends - bins.counts, capacity)
+    first = jnp.zeros(capacity, bool).at[starts].set(True, mode="drop")
+
+    def add(left, right):
+        return left[0] | right[0], jnp.where(right[0][:, None], right[1], left[1] + right[1])
+
+    running = lax.associative_scan(add, (first, values))[1]
+    ends = jnp.minimum(bins.ends, capacity)
+    return jnp.where((ends > starts)[:, None], running[jnp.maximum(ends - 1, 0)], 0.0)

@@ -1,141 +1,304 @@
-"""The `xla` backend: blending in pure JAX, on everything JAX runs on, made for CPUs first."""
+"""The `xla` backend: blending in pure JAX. It runs wherever JAX does, and is made for CPUs.
+
+The image is cut into tiles of 8x8 pixels, which are sorted by the length of their lists and blended
+in blocks. A block runs through its lists by chunks, so that all it works on stays in a core's
+cache, and a tile waits only for tiles about as long as itself; it stops once all its pixels are
+opaque. The backward pass goes through the same chunks in the same order: what lies behind a splat
+is the finished pixel less what has been blended so far.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels import binning
+from kernels.binning import Bins
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.rasterizer import Backend, Blend
 
 TILE = (8, 8)
+PIXELS = TILE[0] * TILE[1]
+CHUNK = 16
+"""Splats of each tile that are blended at a time."""
+CPU_BLOCK = 64
+"""Tiles blended at a time: 256 KiB an array of a chunk, which a CPU core's cache holds."""
+BLOCK = 8192
+"""The same for accelerators, which want all the parallelism there is."""
 
 
-def _sort(splats, width, height, capacity):
-    sort = functools.partial(
-        binning.sort_intersections, width=width, height=height, tile=TILE, capacity=capacity
+class _Blocks(NamedTuple):
+    """The tiles of all images, longest list first, in blocks; padded with empty tiles."""
+
+    tiles: Int[Array, "blocks M"]
+    """Tile number, counting through all images."""
+    starts: Int[Array, "blocks M"]
+    """First of the tile's intersections, counting through all images."""
+    lengths: Int[Array, "blocks M"]
+    centres: Float[Array, "blocks M 2"]
+    """Middle of the tile in pixels."""
+
+
+class _Chunk(NamedTuple):
+    """The next K splats of each of a block's M tiles."""
+
+    alpha: Float[Array, "K M P"]
+    """0 where the splat is skipped."""
+    splat: Float[Array, "K M 6+F"]
+    """Rows of the table; past a list's end any, with opacity 0."""
+    live: Bool[Array, "K M"]
+    """False past a list's end."""
+    places: Int[Array, "K M"]
+    """Which intersection it is, counting through all images."""
+    rows: Int[Array, "K M"]
+    """Which row of the table."""
+    offset: Float[Array, "K M 2"]
+    """Tile's centre less the splat's (dx, dy)."""
+    whitened: Float[Array, "K M 2"]
+    """The same, whitened (u, v): sigma at the tile's centre is (u^2 + v^2) / 2."""
+
+
+def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Bins]:
+    """See `rasterizer.Backend`; the residuals are the sorted intersections."""
+    bins = binning.sort_images(splats, width=width, height=height, tile=TILE, capacity=capacity)
+    blend = functools.partial(_blend, width=width, height=height)
+    features, alpha = lax.platform_dependent(
+        splats,
+        bins,
+        cpu=functools.partial(blend, block=CPU_BLOCK),
+        default=functools.partial(blend, block=BLOCK),
     )
-    return jax.vmap(sort)(splats)
+    return Blend(features, alpha, bins.overflow), bins
 
 
-def _pixels(width, height):
+def backward(
+    splats: Splats,
+    blend: Blend,
+    bins: Bins,
+    d_features: Float[Array, "images H W F"],
+    d_alpha: Float[Array, "images H W"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+) -> Splats:
+    """See `rasterizer.Backend`."""
+    del width, height, capacity
+    num = splats.depths.shape[1]
+    # XLA adds duplicate indices in order on a CPU, but in any order on accelerators: there each
+    # intersection has its own row, which are summed in a fixed order afterwards.
+    gradients = lax.platform_dependent(
+        splats,
+        blend,
+        bins,
+        d_features,
+        d_alpha,
+        cpu=functools.partial(_differentiate, block=CPU_BLOCK, add=True),
+        default=functools.partial(_differentiate, block=BLOCK, add=False),
+    )
+    means, whitening, opacities, features = jnp.split(
+        rearrange(gradients, "(b n) d -> b n d", n=num), [2, 5, 6], axis=-1
+    )
+    return Splats(means, whitening, opacities[..., 0], jnp.zeros_like(splats.depths), features)
+
+
+def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
+    """Features [images, H, W, F] and alpha [images, H, W] of all images."""
     across, down = binning.grid(width, height, TILE)
-    y, x = jnp.mgrid[: down * TILE[1], : across * TILE[0]] + 0.5
-    cut = functools.partial(rearrange, pattern="(d h) (a w) -> (d a) (h w)", h=TILE[1], w=TILE[0])
-    return cut(x), cut(y)
+    images, num, features = splats.features.shape
+    table, rows = _make_table(splats), _make_rows(bins, num)
+    blocks = _make_blocks(bins, across, down, block)
+
+    def blend_block(block):
+        def blend_chunk(state):
+            done, transmittance, total = state
+            chunk = _load_chunk(table, rows, block, done)
+
+            def step(before, alpha):
+                after = before * (1.0 - alpha)
+                return after, jnp.where(after > MIN_TRANSMITTANCE, alpha * before, 0.0)
+
+            transmittance, weights = lax.scan(step, transmittance, chunk.alpha)
+            # A last feature of 1 sums the weights.
+            blended = jnp.pad(chunk.splat[..., 6:], [(0, 0), (0, 0), (0, 1)], constant_values=1.0)
+            total = total + jnp.einsum("kmp,kmf->mfp", weights, blended)
+            return done + CHUNK, transmittance, total
+
+        # Made of the input, so that under shard_map they vary over the mesh as the input does.
+        zeros = jnp.zeros((1, features + 1, PIXELS)) + 0 * block.lengths[:, None, None]
+        start = (0, zeros[:, 0] + 1.0, zeros)
+        return lax.while_loop(_unfinished(block), blend_chunk, start)[2]
+
+    total = rearrange(lax.map(blend_block, blocks), "blocks m f p -> (blocks m) f p")
+    total = total[jnp.argsort(blocks.tiles.reshape(-1))[: images * across * down]]
+    image = rearrange(
+        total, "(b d a) f (h w) -> b (d h) (a w) f", b=images, d=down, h=TILE[1], w=TILE[0]
+    )[:, :height, :width]
+    return image[..., :-1], image[..., -1]
 
 
-def _alpha(splats, ids, x, y):
-    """ids [B,T]; x,y [T,P] -> dict of [B,T,P] (falloff etc.)."""
-    take = jax.vmap(lambda a, i: a[i])
-    mean, whiten = take(splats.means, ids), take(splats.whitening, ids)
-    opacity = take(splats.opacities, ids)[..., None]
-    dx, dy = x - mean[..., 0:1], y - mean[..., 1:2]
-    p, q, r = (whiten[..., i : i + 1] for i in range(3))
-    u, v = p * dx + q * dy, r * dy
-    falloff = jnp.exp(-0.5 * (u * u + v * v))
-    alpha = opacity * falloff
-    drawn = alpha >= MIN_ALPHA
-    return (
-        dx,
-        dy,
-        (p, q, r),
-        u,
-        v,
-        falloff,
-        jnp.where(drawn, jnp.minimum(alpha, MAX_ALPHA), 0.0),
-        (drawn & (alpha < MAX_ALPHA)),
-    )
-
-
-def _forward(splats: Splats, *, width, height, capacity):
-    bins = _sort(splats, width, height, capacity)
-    x, y = _pixels(width, height)
-    images, features = splats.features.shape[0], splats.features.shape[-1]
-    lengths = bins.starts[:, 1:] - bins.starts[:, :-1]
-    longest = jnp.max(lengths)
-    take = jax.vmap(lambda a, i: a[i])
-
-    def body(state):
-        k, T, acc, weight_sum = state
-        slot = bins.starts[:, :-1] + k
-        live = (k < lengths)[..., None]
-        ids = take(bins.splats, jnp.minimum(slot, capacity - 1))
-        alpha = _alpha(splats, ids, x, y)[6] * live
-        after = T * (1 - alpha)
-        w = jnp.where(after > MIN_TRANSMITTANCE, alpha * T, 0.0)
-        acc = acc + w[..., None] * take(splats.features, ids)[:, :, None]
-        return k + 1, after, acc, weight_sum + w
-
-    # Varying over the mesh as the inputs are, for shard_map.
-    zero = 0 * bins.starts[:, :1, None]
-    T = jnp.ones((images, *x.shape)) + zero
-    start = (0, T, 0 * T[..., None] * jnp.ones(features), 0 * T)
-    _, _, acc, alpha = lax.while_loop(lambda s: s[0] < longest, body, start)
-    across = binning.grid(width, height, TILE)[0]
-    join = functools.partial(
-        rearrange, pattern="b (d a) (h w) ... -> b (d h) (a w) ...", a=across, h=TILE[1]
-    )
-    out = Blend(join(acc)[:, :height, :width], join(alpha)[:, :height, :width], bins.overflow)
-    return out, bins
-
-
-def _backward(splats: Splats, blend, bins, d_features, d_alpha, *, width, height, capacity):
-    x, y = _pixels(width, height)
+def _differentiate(
+    splats: Splats, blend: Blend, bins: Bins, d_features, d_alpha, *, block: int, add: bool
+) -> Float[Array, "images*N 6+F"]:
+    """Gradients of mean (2), whitening (3), opacity and features of each splat of all images."""
+    height, width = d_alpha.shape[1:]
     across, down = binning.grid(width, height, TILE)
-    images = d_alpha.shape[0]
+    images, capacity = bins.splats.shape
+    table, rows = _make_table(splats), _make_rows(bins, splats.depths.shape[1])
+    blocks = _make_blocks(bins, across, down, block)
 
-    def cut(a):
-        pad = [(0, 0), (0, down * TILE[1] - height), (0, across * TILE[0] - width)]
-        a = jnp.pad(a, pad + [(0, 0)] * (a.ndim - 3))
-        return rearrange(a, "b (d h) (a w) ... -> b (d a) (h w) ...", h=TILE[1], w=TILE[0])
+    def cut(image: Float[Array, "images H W F"]) -> Float[Array, "tiles P F"]:
+        margins = ((0, 0), (0, down * TILE[1] - height), (0, across * TILE[0] - width), (0, 0))
+        tiles = rearrange(
+            jnp.pad(image, margins),
+            "b (d h) (a w) f -> (b d a) (h w) f",
+            h=TILE[1],
+            w=TILE[0],
+        )
+        return jnp.pad(tiles, ((0, blocks.tiles.size - len(tiles)), (0, 0), (0, 0)))
 
-    total = cut(jnp.sum(d_features * blend.features, -1) + d_alpha * blend.alpha)
-    d_features, d_alpha = cut(d_features), cut(d_alpha)
-    lengths = bins.starts[:, 1:] - bins.starts[:, :-1]
-    longest = jnp.max(lengths)
-    take = jax.vmap(lambda a, i: a[i])
-    add = jax.vmap(lambda a, i, v: a.at[i].add(v))
+    d_image = cut(jnp.concatenate([d_features, d_alpha[..., None]], -1))
+    value_of_all = cut(
+        jnp.sum(d_features * blend.features, -1, keepdims=True) + (d_alpha * blend.alpha)[..., None]
+    )[..., 0]
 
-    def body(state):
-        k, T, prefix, grads = state
-        slot = bins.starts[:, :-1] + k
-        live = (k < lengths)[..., None]
-        ids = take(bins.splats, jnp.minimum(slot, capacity - 1))
-        dx, dy, (p, q, r), u, v, falloff, alpha, smooth = _alpha(splats, ids, x, y)
-        alpha = alpha * live
-        after = T * (1 - alpha)
-        blended = after > MIN_TRANSMITTANCE
-        w = jnp.where(blended, alpha * T, 0.0)
-        value = jnp.einsum("btpf,btf->btp", d_features, take(splats.features, ids)) + d_alpha
-        prefix = prefix + w * value
-        behind = (total - prefix) / (1 - alpha)
-        g = jnp.where(blended & smooth & live, T * value - behind, 0.0)  # dL/dalpha
-        s = -g * alpha  # dL/dsigma
-        du, dv = s * u, s * v
-        mean = -jnp.stack([(du * p).sum(-1), (du * q + dv * r).sum(-1)], -1)
-        whiten = jnp.stack([(du * dx).sum(-1), (du * dy).sum(-1), (dv * dy).sum(-1)], -1)
-        opacity = (g * falloff).sum(-1)
-        feature = jnp.einsum("btp,btpf->btf", w, d_features)
-        new = (mean, whiten, opacity, feature)
-        return k + 1, after, prefix, jax.tree.map(lambda a, n: add(a, ids, n), grads, new)
+    def differentiate_block(gradients, block):
+        d_blended, d_weight = d_image[block.tiles, :, :-1], d_image[block.tiles, :, -1]
+        whole = value_of_all[block.tiles]
 
-    # Varying over the mesh as the inputs are, for shard_map.
-    zero = 0 * bins.starts[:, :1, None]
-    T = jnp.ones((images, *x.shape)) + zero
-    grads = jax.tree.map(
-        lambda a: jnp.zeros_like(a) + zero.reshape(images, *[1] * (a.ndim - 1)),
-        (splats.means, splats.whitening, splats.opacities, splats.features),
+        def differentiate_chunk(state):
+            done, transmittance, so_far, gradients = state
+            chunk = _load_chunk(table, rows, block, done)
+            # A splat's value: the loss's derivative by its weight in the pixel.
+            value = jnp.einsum("kmf,mpf->kmp", chunk.splat[..., 6:], d_blended) + d_weight
+
+            def step(state, xs):
+                (before, so_far), (alpha, value) = state, xs
+                after = before * (1.0 - alpha)
+                weight = jnp.where(after > MIN_TRANSMITTANCE, alpha * before, 0.0)
+                so_far = so_far + weight * value
+                return (after, so_far), (weight, so_far)
+
+            (transmittance, so_far), (weight, prefix) = lax.scan(
+                step, (transmittance, so_far), (chunk.alpha, value)
+            )
+            # alpha dL/dalpha = weight value - alpha / (1 - alpha) (value of all that is behind).
+            behind = (whole - prefix) * chunk.alpha / (1.0 - chunk.alpha)
+            smooth = (weight > 0.0) & (chunk.alpha < MAX_ALPHA)
+            d_sigma = jnp.where(smooth, behind - weight * value, 0.0)
+            d_splat = jnp.concatenate(
+                [
+                    _from_moments(d_sigma, chunk),
+                    jnp.einsum("kmp,mpf->kmf", weight, d_blended),
+                ],
+                -1,
+            ).reshape(-1, table.shape[-1])
+            if add:
+                gradients = gradients.at[chunk.rows.reshape(-1)].add(d_splat)
+            else:
+                place = bins.slots.reshape(-1)[chunk.places] + chunk.places // capacity * capacity
+                place = jnp.where(chunk.live, place, images * capacity).reshape(-1)
+                gradients = gradients.at[place].set(d_splat, mode="drop")
+            return done + CHUNK, transmittance, so_far, gradients
+
+        zeros = jnp.zeros(PIXELS) + 0 * block.lengths[:, None]
+        start = (0, zeros + 1.0, zeros, gradients)
+        return lax.while_loop(_unfinished(block), differentiate_chunk, start)[3], None
+
+    size = len(table) if add else images * capacity
+    gradients = jnp.zeros((size, table.shape[-1])) + 0 * blocks.lengths[0, 0]
+    gradients, _ = lax.scan(differentiate_block, gradients, blocks)
+    if add:
+        return gradients
+    gradients = rearrange(gradients, "(b c) d -> b c d", b=images)
+    return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
+
+
+def _make_table(splats: Splats) -> Float[Array, "images*N 6+F"]:
+    """All that blending needs of a splat in one row: mean, whitening, opacity, features."""
+    columns = (splats.means, splats.whitening, splats.opacities[..., None], splats.features)
+    return rearrange(jnp.concatenate(columns, -1), "b n d -> (b n) d")
+
+
+def _make_blocks(bins: Bins, across: int, down: int, block: int) -> _Blocks:
+    images, capacity = bins.splats.shape
+    first = capacity * jnp.arange(images, dtype=jnp.int32)[:, None]
+    starts = (bins.starts[:, :-1] + first).reshape(-1)
+    lengths = (bins.starts[:, 1:] - bins.starts[:, :-1]).reshape(-1)
+    block = min(block, len(lengths))
+    padding = (0, -len(lengths) % block)
+    starts, lengths = jnp.pad(starts, padding), jnp.pad(lengths, padding)
+    tiles = jnp.argsort(-lengths).astype(jnp.int32)
+    cell = jnp.stack([tiles % across, tiles // across % down], -1).astype(jnp.float32)
+    centres = (cell + 0.5) * jnp.array(TILE, jnp.float32)
+    blocks = _Blocks(tiles, starts[tiles], lengths[tiles], centres)
+    return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), blocks)
+
+
+def _make_rows(bins: Bins, num: int) -> Int[Array, "images*capacity"]:
+    """The row of the table of each intersection."""
+    return (bins.splats + num * jnp.arange(len(bins.splats), dtype=jnp.int32)[:, None]).reshape(-1)
+
+
+def _load_chunk(table: Array, rows: Array, block: _Blocks, done: Array) -> _Chunk:
+    """Intersections `done` to `done + CHUNK` of each tile of a block."""
+    number = done + jnp.arange(CHUNK, dtype=jnp.int32)[:, None]
+    live = number < block.lengths
+    places = jnp.where(live, block.starts + number, 0)
+    rows = rows[places]
+    splat = table[rows]
+    opacity = jnp.where(live, splat[..., 5], 0.0)
+    p, q, r = (splat[..., i, None] for i in (2, 3, 4))
+    offset = block.centres - splat[..., :2]
+    whitened = jnp.concatenate([p * offset[..., :1] + q * offset[..., 1:], r * offset[..., 1:]], -1)
+    x, y = _pixel_offsets()
+    u, v = whitened[..., :1] + p * x + q * y, whitened[..., 1:] + r * y
+    alpha = opacity[..., None] * jnp.exp(-0.5 * (u * u + v * v))
+    alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
+    # Computed once: XLA would repeat the exponential for each of its uses.
+    alpha = lax.optimization_barrier(alpha)
+    return _Chunk(alpha, splat, live, places, rows, offset, whitened)
+
+
+def _pixel_offsets() -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+    """x and y of a tile's pixel centres from the tile's centre."""
+    y, x = jnp.mgrid[: TILE[1], : TILE[0]] + 0.5
+    return x.reshape(-1) - TILE[0] / 2, y.reshape(-1) - TILE[1] / 2
+
+
+def _unfinished(block: _Blocks):
+    """Loop condition: splats are left, and a pixel that isn't opaque."""
+    longest = jnp.max(block.lengths)
+    return lambda state: (state[0] < longest) & (jnp.max(state[1]) > MIN_TRANSMITTANCE)
+
+
+def _from_moments(d_sigma: Array, chunk: _Chunk) -> Float[Array, "K M 6"]:
+    """Gradients of mean, whitening and opacity from those of sigma at the tile's pixels [K, M, P].
+
+    With u = u0 + p x + q y and v = v0 + r y (x, y from the tile's centre), all are linear in the
+    moments sum(d_sigma x^i y^j): one matrix product, and no sum over pixels but that.
+    """
+    x, y = _pixel_offsets()
+    powers = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    moments = jnp.einsum("kmp,pi->kmi", d_sigma, powers)
+    s, sx, sy, sxx, sxy, syy = (moments[..., i] for i in range(6))
+    _, _, p, q, r, opacity = (chunk.splat[..., i] for i in range(6))
+    dx, dy = chunk.offset[..., 0], chunk.offset[..., 1]
+    u, v = chunk.whitened[..., 0], chunk.whitened[..., 1]
+    su, sv = u * s + p * sx + q * sy, v * s + r * sy
+    sux, suy = u * sx + p * sxx + q * sxy, u * sy + p * sxy + q * syy
+    svy = v * sy + r * syy
+    # alpha dL/dalpha = -dL/dsigma, and alpha is linear in the opacity.
+    d_opacity = jnp.where(chunk.live, -s / jnp.where(chunk.live, opacity, 1.0), 0.0)
+    return jnp.stack(
+        [-p * su, -q * su - r * sv, dx * su + sux, dy * su + suy, dy * sv + svy, d_opacity], -1
     )
-    start = (0, T, 0 * T, grads)
-    grads = lax.while_loop(lambda s: s[0] < longest, body, start)[3]
-    mean, whiten, opacity, feature = grads
-    return Splats(mean, whiten, opacity, jnp.zeros_like(opacity), feature)
 
 
-BACKEND = Backend("xla", _forward, _backward, TILE, unavailable=lambda: None)
+BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None)
