@@ -278,6 +278,7 @@ def _teeth(side: int) -> dict[str, np.ndarray]:
     """A row of teeth on an arch behind the lips: +1 the upper, -1 the lower one."""
     x, s = np.meshgrid(np.linspace(-0.019, 0.019, 17), np.linspace(0, 1, 3))
     y = 0.008 - 0.0085 * s if side > 0 else -0.0025 - 0.0075 * s
+    y = y + 8 * x**2  # the row rises to the sides, as lips do
     z = -0.0075 - (0.0 if side > 0 else 0.0015) - 28 * x**2
     n = x.size
     return {
@@ -353,7 +354,7 @@ def _ear(side: int) -> dict[str, np.ndarray]:
     depth_backward = np.clip(-z / 0.028, -0.2, 1)
     rim = np.exp(-(((r - 0.82) / 0.12) ** 2)) * (0.6 + 0.4 * back)
     bowl = -np.exp(-((r / 0.45) ** 2))
-    x = 0.0035 + 0.012 * depth_backward + 0.0035 * rim + 0.005 * bowl
+    x = 0.0005 + 0.013 * depth_backward + 0.0035 * rim + 0.005 * bowl
     x = np.where(r > 0.97, x - 0.004, x)
     u = surface_u(np.array(1.45))
     n = r.size

@@ -143,7 +143,7 @@ def _blendshapes() -> np.ndarray:
     pucker = field(-0.30 * x * mouth, 0.0, 0.0065 * mouth)
     brow = bump(0.028, 0.042, 0.026, 0.012)
     inner = bump(0.012, 0.041, 0.012, 0.011)
-    lip = soft * np.exp(-((far / 0.019) ** 4))
+    lip = soft * np.clip(1 - (x / MOUTH_WIDTH) ** 4, 0, 1)  # the corners hold together
     upper = lip * np.exp(-(((y - MOUTH_HEIGHT) / 0.010) ** 2)) * np.where(a.side > 0, 1, 0)
     lower = lip * np.exp(-(((y - MOUTH_HEIGHT) / 0.012) ** 2)) * np.where(a.side < 0, 1, 0)
     puff = bump(0.044, -0.035, 0.018, 0.016)
@@ -170,9 +170,9 @@ def _jaw_weight() -> np.ndarray:
     smooth = smoothstep(-0.012, -0.062, y)
     between = np.sqrt(np.clip(1 - (x / MOUTH_WIDTH) ** 2, 0, 1)) * smoothstep(0, 0.02, z)
     between = between * smoothstep(-0.005, -0.025, y)
-    apart = np.where(a.side > 0, smooth * (1 - between), 1 - (1 - smooth) * (1 - between))
-    # Depth of the mouth: half-way.
-    weight = np.where(a.side == 0, 0.5, apart)
+    # Between the corners the upper lip stays, the lower one goes, and the mouth's depth halves it.
+    rigid = (1 - a.side) / 2
+    weight = smooth + (rigid - smooth) * between
     weight = weight * smoothstep(-0.050, 0.0, z) * (1 - smoothstep(0.785, 0.87, a.v))
     for part in (a.teeth[0], *a.eyes, *a.ears, *a.sockets):
         weight[part] = 0

@@ -136,7 +136,7 @@ _SKIN = np.array(
         (0.76, 0.55, 0.40),
         (0.62, 0.42, 0.29),
         (0.45, 0.29, 0.20),
-        (0.32, 0.20, 0.145),
+        (0.36, 0.235, 0.175),
     ]
 )
 _NATURAL_HAIR = np.array(
@@ -211,8 +211,8 @@ def sample_person(rng: np.random.Generator) -> Person:
         back=_sample_back(np.random.default_rng(rng.integers(2**63)), hair),
         light=Light(
             direction=direction / np.linalg.norm(direction),
-            key=rng.uniform(0.56, 0.68) * np.array([1 + warm, 1.0, 1 - warm]),
-            fill=rng.uniform(0.38, 0.46) * np.array([1 - warm, 1.0, 1 + warm]),
+            key=rng.uniform(0.60, 0.72) * np.array([1 + warm, 1.0, 1 - warm]),
+            fill=rng.uniform(0.46, 0.55) * np.array([1 - warm, 1.0, 1 + warm]),
         ),
         texture_seed=int(rng.integers(2**31)),
     )

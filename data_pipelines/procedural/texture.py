@@ -161,9 +161,9 @@ def _beard(person: Person, canvas: np.ndarray, rest: np.ndarray, rng: np.random.
     if person.beard == "none":
         return
     x, y, z = np.abs(rest[..., 0]), rest[..., 1], rest[..., 2]
-    front = smoothstep(-0.03, -0.005, z)
+    front = smoothstep(-0.028, -0.012, z)
     # A beard's upper edge: along the cheek from the sideburn, above the lip a moustache.
-    cheek = -0.030 + 0.030 * smoothstep(0.030, 0.062, x)
+    cheek = -0.032 + 0.034 * smoothstep(0.034, 0.068, x)
     full = smoothstep(0.004, -0.004, y - cheek) * smoothstep(-0.112, -0.092, y)
     moustache = np.exp(-(((y + 0.0265) / 0.0052) ** 4)) * (1 - smoothstep(0.022, 0.030, x))
     chin = (1 - smoothstep(0.014, 0.024, x)) * smoothstep(-0.046, -0.052, y)

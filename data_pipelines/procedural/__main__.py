@@ -1,0 +1,38 @@
+"""Writes a contact sheet: `python -m data_pipelines.procedural --out sheet.png`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from data_pipelines.procedural.contact_sheet import contact_sheet
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.procedural", description=__doc__
+    )
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, a PNG")
+    parser.add_argument("--people", type=int, default=8, help="how many, a row each")
+    parser.add_argument("--size", type=int, default=192, help="side of each picture in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds, other people")
+    args = parser.parse_args(argv)
+    try:
+        sheet = contact_sheet(args.people, args.size, args.seed)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = args.out.with_name(args.out.name + ".tmp")
+        Image.fromarray(sheet).save(unfinished, format="PNG")
+        unfinished.replace(args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
