@@ -1,0 +1,155 @@
+"""Calls into the CUDA library: sorting and blending of `Splats`, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.ffi import ffi_call
+from jaxtyping import Array, Float
+
+from kernels import binning
+from kernels.cuda.build import library_path
+from kernels.projection import Splats
+from kernels.rasterizer import Backend, Blend
+
+TILE = (8, 8)
+"""A warp's tile, two pixels a lane."""
+
+FEATURE_WIDTHS = (4, 8, 16, 32)
+"""Numbers of features the kernels are compiled for."""
+
+BIN, FORWARD, BACKWARD = TARGETS = (
+    "flexavatar_splat_bin",
+    "flexavatar_splat_forward",
+    "flexavatar_splat_backward",
+)
+"""The calls' names in XLA."""
+
+
+def register(library: Path, platform: str) -> ctypes.CDLL:
+    """Load a library made by `kernels.cuda.build` and register its calls for a platform of XLA."""
+    loaded = ctypes.CDLL(str(library))
+    symbols = (loaded.SplatBin, loaded.SplatForward, loaded.SplatBackward)
+    for target, symbol in zip(TARGETS, symbols, strict=True):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform=platform)
+    return loaded
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the backend can't run here, or None; loads the library."""
+    if jax.default_backend() not in ("gpu", "cuda"):
+        return (
+            f"it needs an NVIDIA GPU and JAX's default device is {jax.default_backend()}; "
+            "with a GPU, `pip install 'jax[cuda12]'`"
+        )
+    library = library_path()
+    if not library.exists():
+        return "its CUDA library isn't built; run `python -m kernels.cuda.build` (it needs nvcc)"
+    try:
+        register(library, "CUDA")
+    except OSError as error:
+        return f"{library} does not load ({error}); delete it and `python -m kernels.cuda.build`"
+    return None
+
+
+def _forward(splats: Splats, *, width: int, height: int, capacity: int):
+    images, num = splats.depths.shape
+    if images * capacity >= 2**31:
+        raise ValueError(
+            f"capacity is {capacity} for {images} images; expected fewer than 2^31 intersections "
+            "in all: lower `capacity` or render fewer images at once"
+        )
+    across, down = binning.grid(width, height, TILE)
+    geometry = _pack(splats)
+    floats, ints = _shapes(geometry)
+
+    bins = ffi_call(
+        BIN,
+        [
+            ints(images, capacity),
+            ints(images, capacity),
+            ints(images, down, across, 2),
+            ints(images, num, 2),
+            ints(images),
+        ],
+    )
+    *lists, spans, overflow = bins(geometry)
+    blended = []
+    for features in _chunks(splats.features):
+        composite = ffi_call(
+            FORWARD,
+            [
+                floats(images, height, width, features.shape[-1]),
+                floats(images, height, width),
+                ints(images, height, width),
+            ],
+        )
+        # Every chunk of features sees the same transmittance.
+        chunk, transmittance, last = composite(geometry, features, *lists)
+        blended.append(chunk)
+    features = jnp.concatenate(blended, -1)[..., : splats.features.shape[-1]]
+    return Blend(features, 1.0 - transmittance, overflow), (*lists, spans, transmittance, last)
+
+
+def _backward(
+    splats: Splats, blend: Blend, residuals, d_features, d_alpha, *, width, height, capacity
+) -> Splats:
+    *lists, spans, transmittance, last = residuals
+    geometry = _pack(splats)
+    floats, _ = _shapes(geometry)
+    d_geometry, d_chunks = 0.0, []
+    d_transmittance = -d_alpha
+    for features, d_chunk in zip(_chunks(splats.features), _chunks(d_features), strict=True):
+        composite = ffi_call(BACKWARD, [floats(*geometry.shape), floats(*features.shape)])
+        d_part, d_splat_features = composite(
+            geometry, features, *lists, spans, transmittance, last, d_chunk, d_transmittance
+        )
+        d_geometry += d_part
+        d_chunks.append(d_splat_features)
+        # Gradients add up over chunks; that of the transmittance is in the first already.
+        d_transmittance = jnp.zeros_like(d_alpha)
+    return Splats(
+        means=d_geometry[..., 0:2],
+        whitening=d_geometry[..., 2:5],
+        opacities=d_geometry[..., 5],
+        depths=d_geometry[..., 6],
+        features=jnp.concatenate(d_chunks, -1)[..., : splats.features.shape[-1]],
+    )
+
+
+def _pack(splats: Splats) -> Float[Array, "images N 8"]:
+    """What a kernel loads of a splat at once: 32 bytes."""
+    opacities, depths = splats.opacities[..., None], splats.depths[..., None]
+    fields = [splats.means, splats.whitening, opacities, depths, jnp.zeros_like(depths)]
+    return jnp.concatenate(fields, -1)
+
+
+def _chunks(features: Float[Array, "*b F"]) -> list[Float[Array, "*b K"]]:
+    """`features` cut to widths that the kernels know, padded with zeros at the end."""
+    widest = FEATURE_WIDTHS[-1]
+    chunks = []
+    for start in range(0, features.shape[-1], widest):
+        chunk = features[..., start : start + widest]
+        width = next(w for w in FEATURE_WIDTHS if w >= chunk.shape[-1])
+        padding = [(0, 0)] * (chunk.ndim - 1) + [(0, width - chunk.shape[-1])]
+        chunks.append(jnp.pad(chunk, padding))
+    return chunks
+
+
+def _shapes(like: Array):
+    """Makers of float32 and int32 result shapes that vary over a mesh as `like` does."""
+
+    varying = jax.typeof(like).manual_axis_type
+
+    def maker(dtype):
+        return lambda *shape: jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
+
+    return maker(jnp.float32), maker(jnp.int32)
+
+
+BACKEND = Backend("cuda", _forward, _backward, TILE, unavailable)
