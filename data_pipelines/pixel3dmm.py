@@ -19,7 +19,9 @@ every side and resized to 512x512, with the intrinsics following.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterator
 
@@ -200,19 +202,25 @@ class WidenedCrop:
         return cls(ymin, ymax, xmin, xmax, 2 * margin - bottom, bottom, margin, margin)
 
     @classmethod
-    def whole_photo(cls, crop: Int[np.ndarray, "4"], height: int, width: int) -> WidenedCrop:
-        """Widens `crop` until it is the whole photo of that size."""
+    def to_box(cls, crop: Int[np.ndarray, "4"], box: tuple[int, int, int, int]) -> WidenedCrop:
+        """Widens `crop` to another box, also (ymin, ymax, xmin, xmax); margins may be negative."""
         ymin, ymax, xmin, xmax = map(int, crop)
-        return cls(ymin, ymax, xmin, xmax, ymin, height - ymax, xmin, width - xmax)
+        top, bottom, left, right = box
+        return cls(ymin, ymax, xmin, xmax, ymin - top, bottom - ymax, xmin - left, right - xmax)
 
     def cut_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "512 512 3"]:
         """The widened crop of a photo at 512x512, white where it reaches past the photo."""
-        box = (
-            *(self.xmin - self.left, self.ymin - self.top),
-            *(self.xmax + self.right, self.ymax + self.bottom),
-        )
-        canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (255, 255, 255))
-        canvas.paste(Image.fromarray(image), (-box[0], -box[1]))
+        return self._cut(Image.fromarray(image), (255, 255, 255))
+
+    def cut_mask(self, mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "512 512"]:
+        """The widened crop of a whole photo's mask at 512x512, 0 past the photo."""
+        return self._cut(Image.fromarray(mask), 0)
+
+    def _cut(self, image: Image.Image, fill: int | tuple[int, ...]) -> np.ndarray:
+        left, top = self.xmin - self.left, self.ymin - self.top
+        right, bottom = self.xmax + self.right, self.ymax + self.bottom
+        canvas = Image.new(image.mode, (right - left, bottom - top), fill)
+        canvas.paste(image, (-left, -top))
         return np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
 
     def extend_mask(self, mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "512 512"]:
@@ -311,7 +319,8 @@ class TrackedClip:
 
     def whole_photo(self, timestep: int, photo: UInt8[np.ndarray, "H W 3"]) -> Portrait:
         """All of `photo`, resized to 512x512, with what belongs to it."""
-        crop = WidenedCrop.whole_photo(self.crop, *photo.shape[:2])
+        height, width = photo.shape[:2]
+        crop = WidenedCrop.to_box(self.crop, (0, height, 0, width))
         return self._cut(timestep, photo, crop, crop.place_K)
 
     def _cut(
@@ -430,28 +439,26 @@ def read_video(path: epath.PathLike) -> Iterator[tuple[int, UInt8[np.ndarray, "H
       ValueError: it does not decode.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    # ffmpeg reads files of this machine only; imageio keeps anything else in a temporary one.
-    source = path.read_bytes() if "://" in os.fspath(path) else os.fspath(path)
-    try:
+    with _naming_faults(path):
         yield from enumerate(
             iio.imiter(
-                source,
+                _for_ffmpeg(path),
                 extension=path.suffix,
                 plugin="FFMPEG",
                 output_params=["-fps_mode", "vfr"],
             )
         )
-    except (OSError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
-        raise ValueError(f"{path}: does not decode as a video ({reason}).") from None
+
+
+def video_size(path: epath.PathLike) -> tuple[int, int]:
+    """Width and height of a video in pixels; raises as `read_video`."""
+    path = epath.Path(path)
+    with _naming_faults(path):
+        return iio.immeta(_for_ffmpeg(path), extension=path.suffix, plugin="FFMPEG")["size"]
 
 
 def read_image(path: epath.PathLike, mode: str = "RGB") -> np.ndarray:
     """A picture as uint8, [H, W, 3] for "RGB" or [H, W] for "L".
-
-    A note on turning the camera in its EXIF data is not followed: the tracker does not either.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -460,11 +467,38 @@ def read_image(path: epath.PathLike, mode: str = "RGB") -> np.ndarray:
     path = epath.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
+    return decode_image(path.read_bytes(), path, mode)
+
+
+def decode_image(content: bytes, name: object, mode: str = "RGB") -> np.ndarray:
+    """As `read_image`, from a file's content; `name` is for the error's sentence.
+
+    A note on turning the picture in its EXIF data is not followed: the tracker does not either.
+    """
     try:
-        with path.open("rb") as file:
-            return np.asarray(Image.open(file).convert(mode))
+        return np.asarray(Image.open(io.BytesIO(content)).convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: does not decode as a picture ({error}).") from None
+        raise ValueError(f"{name}: does not decode as a picture ({_one_line(error)}).") from None
+
+
+@contextlib.contextmanager
+def _naming_faults(path: epath.Path) -> Iterator[None]:
+    """Turns what imageio and ffmpeg raise into one sentence with the video's name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        yield
+    except (OSError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{path}: does not decode as a video ({_one_line(error)}).") from None
+
+
+def _for_ffmpeg(path: epath.Path) -> str | bytes:
+    """ffmpeg reads files of this machine only; imageio keeps bytes in a temporary one."""
+    return path.read_bytes() if "://" in os.fspath(path) else os.fspath(path)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 _CROP_FILE = "crop_ymin_ymax_xmin_xmax.npy"

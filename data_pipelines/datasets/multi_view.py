@@ -1,0 +1,302 @@
+"""What multi-view data sets have in common: calibrated cameras round a head that was tracked.
+
+Cameras come from the data set's calibration; where the head is, and its expression, from Pixel3DMM
+run on one or more of the cameras, each as a clip of its own:
+
+    SOURCE/processing/PERSON/SEQUENCE/CAMERA/...    crop and segmentation
+    SOURCE/tracking/PERSON/SEQUENCE/CAMERA/...      FLAME and camera of every frame
+
+The tracker sees a head's direction and orientation well, its distance only by its size. With two or
+more tracked cameras the head's place is where their rays meet; two that stand well apart are best.
+The expression code is the one of the tracked camera that sees the face most from the front.
+
+Every image is the square round the head that monocular clips are cropped to as well.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from data_pipelines import cameras
+from data_pipelines.captures import SkipClip, SkippedFrame
+from data_pipelines.frame import MULTI_VIEW, Frame
+from data_pipelines.pixel3dmm import IMAGE_SIZE, TrackedClip, Tracking, WidenedCrop
+
+HEAD_EXTENT = 0.31
+"""Metres at the head's distance that an image's side spans, as in the tracker's widened crops."""
+
+DISTANCE_WEIGHT = 0.1
+"""How much a tracked distance counts against a metre off a camera's ray to the head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A calibrated camera.
+
+    Attributes:
+      K: [3, 3] intrinsics in pixels of its photos, a pixel's centre at a half.
+      cam2world: [4, 4] metres, OpenCV axes.
+    """
+
+    K: Float[np.ndarray, "3 3"]
+    cam2world: Float[np.ndarray, "4 4"]
+
+
+class View(NamedTuple):
+    """A photo: [H, W, 3] uint8, and its foreground [H, W] uint8 where the data set knows it."""
+
+    timestep: int
+    photo: UInt8[np.ndarray, "H W 3"]
+    mask: UInt8[np.ndarray, "H W"] | None
+
+
+class TrackedFrame(NamedTuple):
+    """A frame of a tracked clip."""
+
+    clip: TrackedClip
+    index: int
+
+
+class Performance(abc.ABC):
+    """A sequence of a person, seen by several cameras at the same moments; picklable.
+
+    Attributes:
+      source: the data set's folder.
+      person, sequence: names.
+    """
+
+    source: str
+    person: str
+    sequence: str
+
+    @abc.abstractmethod
+    def camera_names(self) -> list[str]:
+        """Names of the cameras; raises `SkipClip`, `FileNotFoundError` or `ValueError`."""
+
+    @abc.abstractmethod
+    def camera(self, name: str, timestep: int) -> Camera:
+        """The calibration of a camera; raises `ValueError`."""
+
+    @abc.abstractmethod
+    def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
+        """What a camera saw at `timesteps`, in this order; raises `ValueError`."""
+
+    def tracked(self, name: str) -> dict[int, TrackedFrame]:
+        """Frames of a camera that were tracked, by timestep; raises `ValueError`."""
+        try:
+            clip = TrackedClip(self.source, f"{self.person}/{self.sequence}/{name}")
+        except FileNotFoundError:
+            return {}
+        return {t: TrackedFrame(clip, t) for t in clip.timesteps}
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiViewCaptures:
+    """Performances as a `CaptureSet`.
+
+    Attributes:
+      name: of the prepared data set.
+      performances: all of them, tracked or not; those that are not are left out.
+      every: every how many moments one is taken.
+    """
+
+    name: str
+    performances: tuple[Performance, ...]
+    every: int = 1
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.performances)
+
+    def clip(self, i: int) -> Iterator[Frame | SkippedFrame]:
+        """All cameras' frames of every `every`-th tracked moment, a camera after the other."""
+        try:
+            yield from self._clip(self.performances[i])
+        except (FileNotFoundError, ValueError) as error:
+            raise SkipClip(str(error)) from None
+
+    def _clip(self, performance: Performance) -> Iterator[Frame | SkippedFrame]:
+        names = performance.camera_names()
+        tracked = {name: performance.tracked(name) for name in names}
+        front = _most_frontal(tracked)
+        heads, codes = {}, {}
+        for timestep in sorted(tracked[front])[:: self.every]:
+            try:
+                seen = {
+                    name: (performance.camera(name, timestep), frames[timestep])
+                    for name, frames in tracked.items()
+                    if timestep in frames
+                }
+                trackings = {
+                    name: frame.clip.tracking(frame.index) for name, (_, frame) in seen.items()
+                }
+                heads[timestep] = head_pose(
+                    [
+                        (camera, trackings[name], frame.clip.crop)
+                        for name, (camera, frame) in seen.items()
+                    ]
+                )
+            except (FileNotFoundError, ValueError) as error:
+                yield SkippedFrame(str(error))
+                continue
+            codes[timestep] = trackings[front].expression
+        for name in names:
+            for view in performance.views(name, list(heads)):
+                if isinstance(view, SkippedFrame):
+                    yield view
+                    continue
+                head2world = heads[view.timestep]
+                try:
+                    camera = performance.camera(name, view.timestep)
+                    cut = _cut_head(camera, head2world, view, tracked[name].get(view.timestep))
+                except (FileNotFoundError, ValueError) as error:
+                    yield SkippedFrame(str(error))
+                    continue
+                yield Frame(
+                    image=cut.image,
+                    mask=cut.mask,
+                    cam2head=(cameras.invert_rigid(head2world) @ camera.cam2world).astype(
+                        np.float32
+                    ),
+                    K=cut.K.astype(np.float32),
+                    expression=codes[view.timestep],
+                    person=performance.person,
+                    sequence=performance.sequence,
+                    timestep=view.timestep,
+                    camera=name,
+                    source=MULTI_VIEW,
+                )
+
+
+def head_pose(
+    seen: Sequence[tuple[Camera, Tracking, Int[np.ndarray, "4"]]],
+) -> Float[np.ndarray, "4 4"]:
+    """The head in the calibrated world from what trackers made of one or more cameras' photos.
+
+    A tracker knows neither its camera's calibration nor that its crop lies off the centre of the
+    photo. So only what the photo really shows is taken from it: the pixel of the head's origin,
+    the head's orientation against the ray through it, and its size, which with the calibrated
+    focal length gives a distance. The place of the head is the least-squares point of all rays
+    and, with `DISTANCE_WEIGHT`, distances; the orientation is the mean.
+
+    Args:
+      seen: calibration, tracking and the tracker's crop, (ymin, ymax, xmin, xmax) in the photo.
+
+    Returns:
+      [4, 4] float64 head-to-world transform, metres.
+    """
+    A, b, rotations = np.zeros((3, 3)), np.zeros(3), []
+    for camera, tracking, (ymin, ymax, xmin, xmax) in seen:
+        head2cam = cameras.invert_rigid(tracking.cam2world) @ tracking.head2world
+        origin = head2cam[:3, 3]
+        u, v, _ = tracking.K @ origin / origin[2] / IMAGE_SIZE
+        pixel = [xmin + u * (xmax - xmin), ymin + v * (ymax - ymin), 1.0]
+        ray = np.linalg.inv(camera.K) @ pixel
+        turn = _rotation_between(origin, ray)
+        focal = tracking.K[1, 1] * (ymax - ymin) / IMAGE_SIZE
+        distance = np.linalg.norm(origin) * camera.K[1, 1] / focal
+
+        R, centre = camera.cam2world[:3, :3], camera.cam2world[:3, 3]
+        ray = R @ ray / np.linalg.norm(ray)
+        along = np.outer(ray, ray)
+        weights = np.eye(3) - along + DISTANCE_WEIGHT**2 * along
+        A, b = A + weights, b + weights @ (centre + distance * ray)
+        rotations.append(R @ turn @ head2cam[:3, :3])
+    return cameras.rigid(
+        cameras.nearest_rotation(np.mean(rotations, axis=0)), np.linalg.solve(A, b)
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser, every: int = 1) -> None:
+    """Options that all multi-view data sets have."""
+    parser.add_argument("--source", required=True, help="folder of the data set")
+    parser.add_argument(
+        "--every", type=int, default=every, help="take every N-th moment (default: %(default)s)"
+    )
+
+
+class _Cut(NamedTuple):
+    image: UInt8[np.ndarray, "512 512 3"]
+    mask: UInt8[np.ndarray, "512 512"]
+    K: Float[np.ndarray, "3 3"]
+
+
+def _cut_head(
+    camera: Camera, head2world: Float[np.ndarray, "4 4"], view: View, tracked: TrackedFrame | None
+) -> _Cut:
+    """The square of `HEAD_EXTENT` round the head, its mask, and K divided by its side.
+
+    Raises `ValueError` if there is no such square or no mask.
+    """
+    origin = (cameras.invert_rigid(camera.cam2world) @ head2world)[:3, 3]
+    height, width = view.photo.shape[:2]
+    x, y, _ = camera.K @ origin / origin[2]
+    if origin[2] <= 0 or not (0 <= x < width and 0 <= y < height):
+        raise ValueError("the head is outside the picture")
+    side = round(HEAD_EXTENT * camera.K[1, 1] / origin[2])
+    left, top = round(x - side / 2), round(y - side / 2)
+    box = (top, top + side, left, left + side)
+    square = WidenedCrop.to_box(box, box)
+    if view.mask is not None:
+        mask = square.cut_mask(view.mask)
+    elif tracked is not None:
+        segmentation = tracked.clip.mask(tracked.index)
+        mask = WidenedCrop.to_box(tracked.clip.crop, box).extend_mask(segmentation)
+    else:
+        raise ValueError("its camera has neither mattes nor a tracking")
+    K = np.array(camera.K, np.float64)
+    K[:2, 2] -= left, top
+    K[:2] /= side
+    return _Cut(square.cut_image(view.photo), mask, K)
+
+
+def _most_frontal(tracked: dict[str, dict[int, TrackedFrame]]) -> str:
+    """The tracked camera that looks at the face most from the front when it first sees it."""
+
+    def away(name: str) -> float:
+        frame = tracked[name][min(tracked[name])]
+        return frame.clip.tracking(frame.index).cam2head[2, 2]
+
+    names = [name for name, frames in tracked.items() if frames]
+    if not names:
+        raise SkipClip("none of its cameras has a Pixel3DMM tracking")
+    return min(names, key=away)
+
+
+def _rotation_between(
+    a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "3 3"]:
+    """The smallest rotation that turns the direction of `a` into that of `b`."""
+    axis = np.cross(a, b)
+    if not np.any(axis):
+        return np.eye(3)
+    return cameras.axis_angle(axis, np.arctan2(np.linalg.norm(axis), a @ b))
+
+
+def resize_mask(
+    mask: UInt8[np.ndarray, "h w"], photo: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W"]:
+    """A mask of a photo, stored at another resolution, at the photo's."""
+    height, width = photo.shape[:2]
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def read_matrix(
+    value: object, shape: tuple[int, int], where: str
+) -> Float[np.ndarray, "rows columns"]:
+    """A matrix from JSON; raises a `ValueError` that begins with `where` if it is none."""
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if matrix.shape != shape or not np.isfinite(matrix).all():
+        raise ValueError(f"{where}: expected {shape[0]}x{shape[1]} numbers.")
+    return matrix
