@@ -37,8 +37,8 @@ def render_avatar(args: argparse.Namespace) -> None:
     portrait_path = Path(args.portrait)
     portrait = read_portrait(portrait_path.parent.parent, portrait_path.stem)
     driving = read_driving(args.driving) if args.driving else None
-    loaded = load_model(args.workdir, args.step)
-    animator = Animator(loaded.model, backend=args.backend)
+    loaded = load_model(args.workdir, args.step, args.dinov2)
+    animator = Animator(loaded, backend=args.backend)
     size = animator.image_size
     image = np.asarray(
         Image.fromarray(portrait.image).resize((size, size), Image.Resampling.BICUBIC)
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("render", help="render a portrait's avatar to MP4 and GIF")
     command.add_argument("--workdir", required=True, help="folder of a training run or an import")
     command.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    command.add_argument(
+        "--dinov2", default="", help="DINOv2 weights, if not where training had them"
+    )
     command.add_argument("--portrait", required=True, help="DIR/inputs/NAME.jpg, tracked")
     command.add_argument("--driving", help="folder of .frame files that drive the avatar")
     command.add_argument("--out", required=True, help="animation.mp4 (and .gif beside it)")

@@ -21,10 +21,15 @@ from etils import epath
 from flax import nnx
 from grain import checkpoint as grain_checkpoint
 
+from flexavatar_jax.frozen import dinov2
+from flexavatar_jax.frozen.networks import load_encoder_network
 from flexavatar_jax.head_template import HeadTemplate, load_template
 from flexavatar_jax.model import FlexAvatar
 
-CHANGEABLE = ("checkpoint", "data.root", "data.workers", "eval", "log", "mesh", "profile", "steps")
+CHANGEABLE = (
+    *("bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction", "data.root"),
+    *("data.workers", "eval", "frozen", "log", "mesh", "rasterizer", "steps"),
+)
 """Config fields that may differ when a run goes on: they don't change what a step computes."""
 
 
@@ -35,6 +40,8 @@ class LoadedModel(NamedTuple):
     config: ml_collections.ConfigDict
     step: int
     progress: dict[str, Any]
+    dinov2: dinov2.Params | None
+    """Weights of the frozen network that the encoder needs, if `config.model.dino`."""
 
 
 def write_atomically(path: epath.PathLike, text: str) -> None:
@@ -42,7 +49,7 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     temporary.write_text(text)
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def prepare_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> HeadTemplate:
@@ -217,9 +224,23 @@ class Checkpoints:
             ) from error
 
 
-def load_model(workdir: epath.PathLike, step: int | None = None) -> LoadedModel:
-    """Restores a model for inference from a run's folder, by default its newest checkpoint."""
+def load_model(
+    workdir: epath.PathLike, step: int | None = None, dinov2_base: str = ""
+) -> LoadedModel:
+    """Restores a model for inference from a run's folder.
+
+    Args:
+      workdir: of a training run or of an import.
+      step: which checkpoint; by default the newest.
+      dinov2_base: where DINOv2's weights are now, if not at the config's `frozen.dinov2_base`.
+
+    Raises:
+      FileNotFoundError: no run, no checkpoint, or no weights of a frozen network there.
+      ValueError: a file that is damaged or of another model.
+    """
     config = read_config(workdir)
+    if dinov2_base:
+        config.frozen.dinov2_base = dinov2_base
     template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
     if not (epath.Path(workdir) / "checkpoints").exists():
         raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
@@ -237,7 +258,7 @@ def load_model(workdir: epath.PathLike, step: int | None = None) -> LoadedModel:
     nnx.update(model, checkpoints.restore_params(step, abstract))
     progress = checkpoints.progress(step)
     checkpoints.close()
-    return LoadedModel(model, config, step, progress)
+    return LoadedModel(model, config, step, progress, load_encoder_network(config))
 
 
 def _pure(tree: Any) -> list[Any]:

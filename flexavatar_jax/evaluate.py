@@ -120,7 +120,7 @@ def evaluate(workdir: epath.PathLike, step: int | None = None, data_root: str = 
         size,
     )
     constants = sector_means(config)
-    animator = Animator(loaded.model, backend=config.rasterizer)
+    animator = Animator(loaded, backend=config.rasterizer)
 
     shown, rows = [], []
     for person in tqdm(people, desc="rendering test people", unit="person"):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, UInt8
 
 from data_pipelines import cameras
 from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW
-from flexavatar_jax.model import FlexAvatar
+from flexavatar_jax.checkpoints import LoadedModel
+from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.render import render
 
 WHITE = (1.0, 1.0, 1.0)
@@ -22,15 +23,16 @@ class Animator:
     """A model made ready to encode portraits and render avatars, in chunks of one compiled size.
 
     Args:
-      model: the restored model.
+      loaded: a restored model (`checkpoints.load_model`).
       chunk: images rendered at a time.
       backend: see `kernels.rasterize`.
     """
 
-    def __init__(self, model: FlexAvatar, *, chunk: int = 4, backend: str = "auto"):
-        self._graph, self._state = nnx.split(model)
+    def __init__(self, loaded: LoadedModel, *, chunk: int = 4, backend: str = "auto"):
+        self._graph, self._state = nnx.split(loaded.model.folded())
+        self._dinov2 = loaded.dinov2
         self._chunk, self._backend = chunk, backend
-        self.image_size = model.config.image_size
+        self.image_size = loaded.config.model.image_size
 
     def encode(
         self,
@@ -46,7 +48,7 @@ class Animator:
         alpha = mask[..., None].astype(np.float32) / 255
         on_white = image.astype(np.float32) / 255 * alpha + (1 - alpha)
         arrays = [np.asarray(x, np.float32)[None] for x in (on_white, cam2head, K)]
-        return _encode(self._graph, self._state, *arrays)[0]
+        return _encode(self._graph, self._state, self._dinov2, *arrays)[0]
 
     def render(
         self,
@@ -109,8 +111,9 @@ def orbit_cameras(
 
 
 @jax.jit
-def _encode(graph, state, image, cam2head, K):
-    return nnx.merge(graph, state).encode(image, cam2head, K)
+def _encode(graph, state, weights, image, cam2head, K):
+    features = None if weights is None else dinov2.patch_features(weights, image)
+    return nnx.merge(graph, state).encode(image, cam2head, K, features)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "backend"))

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
 from flexavatar_jax.checkpoints import Checkpoints, prepare_workdir
-from flexavatar_jax.frozen.networks import load_frozen_networks
+from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
-from flexavatar_jax.sharding import batch_sharding, make_mesh
+from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
 from flexavatar_jax.train_step import TrainProgram, TrainState
 
 PREEMPTED = 75
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    frozen = load_frozen_networks(config)
+    frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
 
     step = checkpoints.latest_step
@@ -103,7 +103,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 
 
 def compile_step(
-    program: TrainProgram, state: TrainState, frozen: Any, batch: Any, step: int, log: MetricLog
+    program: TrainProgram,
+    state: TrainState,
+    frozen: FrozenNetworks,
+    batch: Any,
+    step: int,
+    log: MetricLog,
 ) -> Any:
     """Compiles the step that `step` needs, and says what takes the time and why."""
     loss = program.config.loss

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from data_pipelines.augment import finish_batch
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from data_pipelines.augment import finish_batch
+from flexavatar_jax.frozen import dinov2
+from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.gaussians import Gaussians
 from flexavatar_jax.head_template import HeadTemplate
 from flexavatar_jax.losses import training_loss
@@ -34,8 +36,6 @@ from flexavatar_jax.sharding import (
 )
 
 Batch = dict[str, jax.Array]
-Frozen = Any
-"""Weights of the frozen networks, an argument of the step and never trained."""
 
 
 class TrainState(NamedTuple):
@@ -143,12 +143,15 @@ class TrainProgram:
         return nnx.merge(self._graph, params)
 
     def loss(
-        self, params: nnx.State, frozen: Frozen, batch: Batch, *, perceptual: bool
+        self, params: nnx.State, frozen: FrozenNetworks, batch: Batch, *, perceptual: bool
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
         """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
         model = self.model(params)
+        features = None
+        if frozen.encoder is not None:
+            features = dinov2.patch_features(frozen.encoder, batch["input_image"])
         code = model.encode(
-            batch["input_image"], batch["input_cam2head"], batch["input_K"], batch.get("features")
+            batch["input_image"], batch["input_cam2head"], batch["input_K"], features
         )
         gaussians = model.decode(code, batch["target_expression"], batch["source"])
         on_shard = jax.shard_map(
@@ -162,7 +165,7 @@ class TrainProgram:
         return jnp.mean(loss), (jax.tree.map(jnp.mean, parts), preview)
 
     def step(
-        self, state: TrainState, frozen: Frozen, batch: Batch, *, perceptual: bool = False
+        self, state: TrainState, frozen: FrozenNetworks, batch: Batch, *, perceptual: bool = False
     ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
         """One step from a batch as the pipeline makes it (uint8 images).
 
@@ -220,7 +223,7 @@ class TrainProgram:
 
 def shard_losses(
     gaussians: Gaussians,
-    frozen: Frozen,
+    frozen: FrozenNetworks,
     batch: Batch,
     *,
     config: ml_collections.ConfigDict,

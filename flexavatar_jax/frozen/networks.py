@@ -32,7 +32,14 @@ def load_frozen_networks(config: ConfigDict) -> FrozenNetworks:
     """
     dtype, paths = jnp.dtype(config.model.dtype), config.frozen
     return FrozenNetworks(
-        encoder=dinov2.load(paths.dinov2_base, dinov2.BASE, dtype) if config.model.dino else None,
+        encoder=load_encoder_network(config),
         dino=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype) if config.loss.dino else None,
         sam=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
     )
+
+
+def load_encoder_network(config: ConfigDict) -> dinov2.Params | None:
+    """What inference needs of `load_frozen_networks`: DINOv2 base, if `model.dino` asks for it."""
+    if not config.model.dino:
+        return None
+    return dinov2.load(config.frozen.dinov2_base, dinov2.BASE, jnp.dtype(config.model.dtype))

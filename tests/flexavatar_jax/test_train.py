@@ -1,0 +1,115 @@
+"""Training: it learns, it goes on where it was stopped, and it is the same run on any mesh."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from flexavatar_jax.checkpoints import Checkpoints, load_model
+from flexavatar_jax.train import PREEMPTED, train
+
+
+def weights(workdir):
+    from flax import nnx
+
+    model = load_model(workdir).model
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_one_never_stopped(tiny_config, tmp_path):
+    assert train(tiny_config, tmp_path / "whole") == 0
+    tiny_config.steps = 2
+    assert train(tiny_config, tmp_path / "parts") == 0
+    tiny_config.steps = 4
+    assert train(tiny_config, tmp_path / "parts") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_another_config_is_refused_and_nothing_is_touched(tiny_config, tmp_path):
+    tiny_config.steps = 2
+    train(tiny_config, tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    tiny_config.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate is 0\.001, not 0\.5"):
+        train(tiny_config, tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
+    tiny_config.steps = 2
+    train(tiny_config, tmp_path)
+    damaged = next((tmp_path / "checkpoints" / "2" / "params").rglob("manifest.ocdbt"))
+    damaged.write_bytes(damaged.read_bytes()[:10])
+    tiny_config.steps = 4
+    with pytest.raises(ValueError, match=r"checkpoints/2 cannot be restored"):
+        train(tiny_config, tmp_path)
+    assert damaged.exists()
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
+    tiny_config.steps = 1
+    train(tiny_config, tmp_path / "whole")
+    tiny_config.accumulate = 2
+    train(tiny_config, tmp_path / "micro")
+    losses = [
+        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0])
+        for run in ("whole", "micro")
+    ]
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)
+    assert losses[0]["gradient_norm"] == pytest.approx(losses[1]["gradient_norm"], rel=1e-4)
+
+
+def test_a_step_whose_gradient_is_beyond_bounds_changes_nothing_and_is_counted(
+    tiny_config, tmp_path
+):
+    tiny_config.steps, tiny_config.checkpoint.every = 2, 1
+    tiny_config.max_gradient_norm = 1e-9
+    train(tiny_config, tmp_path)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["skipped"] == 2
+    first, second = (load_model(tmp_path, step).model for step in (1, 2))
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path):
+    tiny_config.max_gradient_norm, tiny_config.bad_step = 1e-9, "stop"
+    with pytest.raises(ValueError, match=r"bad_step_1_process_0\.npz"):
+        train(tiny_config, tmp_path)
+    with np.load(tmp_path / "bad_step_1_process_0.npz") as batch:
+        assert batch["target_image"].shape == (2, 2, 32, 32, 3)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
+    tiny_config.steps = 30
+    train(tiny_config, tmp_path / "whole")
+    program = tmp_path / "experiment.py"
+    program.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({tiny_config.to_json()!r}))\n"
+    )
+    command = [sys.executable, "-m", "flexavatar_jax.train"]
+    command += [f"--config={program}", f"--workdir={tmp_path / 'stopped'}"]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    lines = tmp_path / "stopped" / "metrics.jsonl"
+    while process.poll() is None and not lines.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == PREEMPTED
+    assert 0 < Checkpoints(tmp_path / "stopped").latest_step < 30
+    assert subprocess.run(command, check=True).returncode == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
