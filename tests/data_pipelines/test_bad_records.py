@@ -281,7 +281,7 @@ def test_bad_records_do_not_change_other_examples(root, rng):
 def test_too_many_bad_records_stop_the_run(root, rng):
     damage(root / "mono", 8, rng)
     iterator = make_iterator(config(root, max_bad_fraction=0.003), seed=0, global_batch=36)
-    with pytest.raises(ValueError, match="records read are bad, more than data.max_bad_fraction"):
+    with pytest.raises(ValueError, match="records read are bad, more than"):
         collections.deque(iterator, maxlen=0)
 
 
