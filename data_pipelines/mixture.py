@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -120,8 +124,21 @@ class BatchIterator(grain.DatasetIterator):
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its flags, in programs without absl too
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            processes = grain.MultiprocessingOptions(num_workers=self._workers)
+            dataset = dataset.mp_prefetch(processes, _live_as_long_as_the_run)
         return iter(dataset)
+
+
+def _live_as_long_as_the_run(worker: int, count: int) -> None:
+    """Lets a worker process end when its run closes it or dies, and not before.
+
+    Schedulers signal all processes of a job; it is for the run to answer, with a last checkpoint.
+    """
+    del worker, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (run.join(), os._exit(1)), daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,9 @@ def write_shards(
       quality: JPEG quality.
 
     Raises:
-      ValueError: if the folder holds a data set prepared with other settings, or no frame is left.
+      ValueError: if the folder holds a data set prepared with other settings, a clip cannot be read
+        (which names it), or no frame is left.
+      ChildProcessError: if a worker process was killed.
     """
     if not captures.name.isidentifier():
         raise ValueError(f"data set name {captures.name!r}: expected a Python identifier")
@@ -140,7 +142,8 @@ class _ShardJob:
         if part.exists():  # written after its shard
             return len(clips)
         columns: dict[str, list] = {name: [] for name in _COLUMNS}
-        with written(folder / shard_name(self.captures.name, shard, len(self.shards))) as path:
+        name = shard_name(self.captures.name, shard, len(self.shards))
+        with written(folder / name, part.parent) as path:
             writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
             for i in clips:
                 try:
@@ -148,6 +151,8 @@ class _ShardJob:
                         writer.write(record)
                 except SkipClip as e:
                     columns["clips_left_out"].append(str(e))
+                except (ValueError, OSError) as e:
+                    raise ValueError(f"clip {i} of {self.captures.name}: {e}") from e
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
         write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in _COLUMNS.items()}))
@@ -172,10 +177,7 @@ class _ShardJob:
         if not clip:
             raise SkipClip("no frame is left")
         if len(clip) > 1:
-            raise ValueError(
-                f"clip {i} of {self.captures.name} mixes people, sequences or sources: "
-                "its reader must give them as clips of their own"
-            )
+            raise ValueError("it mixes people, sequences or sources")
         for name, values in zip(_FRAME_COLUMNS, zip(*frames, strict=True), strict=True):
             columns[name] += values
         for name, value in zip(_CLIP_COLUMNS, (*clip.pop(), len(frames)), strict=True):
@@ -267,6 +269,11 @@ def _map(job: _ShardJob, count: int, workers: int) -> Iterator[int]:
             futures = [pool.submit(job, i) for i in range(count)]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
+        except concurrent.futures.BrokenExecutor as e:
+            raise ChildProcessError(
+                "a worker process was killed (out of memory?): the same command goes on from here, "
+                "with fewer --workers if need be"
+            ) from e
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -32,13 +32,17 @@ def local_copy(path: epath.Path, num_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def written(path: epath.Path | Path) -> Iterator[Path]:
-    """A local path to write to; what is there in the end becomes `path` in one step."""
+def written(path: epath.PathLike, scratch: epath.PathLike | None = None) -> Iterator[Path]:
+    """A local path to write to; what is there in the end becomes `path` in one step.
+
+    Until then it lies in the folder `scratch` of the same file system, by default beside `path`; if
+    `path` is in the cloud, in a local temporary folder.
+    """
     path = epath.Path(path)
     remote = _is_remote(path)
     if not remote:
         path.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp() if remote else os.fspath(path.parent)
+    folder = tempfile.mkdtemp() if remote else os.fspath(scratch or path.parent)
     unfinished = Path(folder) / f".{path.name}.{os.getpid()}"
     try:
         yield unfinished

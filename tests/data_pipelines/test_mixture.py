@@ -1,7 +1,10 @@
 """The stream of batches depends on (config, seed, step) alone, and is mixed exactly as asked."""
 
+import functools
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,13 +86,13 @@ def test_batch_has_the_agreed_arrays(root):
 
 
 def test_jitter_is_drawn_in_range_and_for_multi_view_captures_only(root):
-    batches = take(make_iterator(config(root), seed=0, global_batch=40), 8)
+    batches = take(make_iterator(config(root, targets=1), seed=0, global_batch=40), 4)
     jitter = np.concatenate([b["jitter"] for b in batches])
     source = np.concatenate([b["source"] for b in batches])
     assert (jitter[:, :4] >= [0.6, 0.6, 0.5, -0.1]).all()
     assert (jitter[:, :4] <= [1.5, 2.5, 2.5, 0.1]).all()
     assert not jitter[source == 0, 4].any()
-    assert jitter[source == 1, 4].mean() == pytest.approx(0.8, abs=0.06)
+    assert jitter[source == 1, 4].mean() == pytest.approx(0.8, abs=0.1)
 
 
 def test_seed_decides_the_stream(root):
@@ -191,6 +194,45 @@ def test_twenty_killed_runs_give_the_ids_of_one_never_killed(root, tmp_path):
     assert len(found) >= 20
     batches = make_iterator(config(root), seed=6, global_batch=4)
     assert found == [next(batches)["example"].tolist() for _ in found]
+
+
+def test_workers_outlive_signals_to_the_job_but_not_their_run(root):
+    program = """
+import json, multiprocessing, sys
+from ml_collections import ConfigDict
+from data_pipelines.mixture import make_iterator
+if __name__ == "__main__":
+    batches = make_iterator(ConfigDict(json.loads(sys.argv[1])), seed=0, global_batch=4, workers=1)
+    for line in sys.stdin:
+        print(next(batches)["example"][0, 0], multiprocessing.active_children()[0].pid, flush=True)
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, config(root).to_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    ask = functools.partial(print, "next", file=run.stdin, flush=True)
+    ask()
+    worker = int(run.stdout.readline().split()[1])
+    os.kill(worker, signal.SIGTERM)
+    for _ in range(8):  # more than is read ahead
+        ask()
+        assert int(run.stdout.readline().split()[1]) == worker
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 20
+    while is_running(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_state_goes_through_an_orbax_checkpoint(root, tmp_path):

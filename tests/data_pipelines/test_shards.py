@@ -1,6 +1,8 @@
 """Captures become shards that TFDS reads, whatever the workers and however often it is killed."""
 
 import dataclasses
+import os
+import signal
 import sys
 import threading
 
@@ -123,6 +125,34 @@ def test_summary_says_what_was_left_out_and_why(tmp_path):
     assert len(PreparedSet(tmp_path / "tiny")) == 12
 
 
+@dataclasses.dataclass(frozen=True)
+class UnreadableClip(TinyCaptures):
+    def clip(self, i: int):
+        if i == 2:
+            raise OSError("video.mp4 is no video")
+        return super().clip(i)
+
+
+def test_clip_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"clip 2 of tiny: video.mp4 is no video"):
+        write_shards(UnreadableClip(), tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class KillsItsWorker(TinyCaptures):
+    def clip(self, i: int):
+        if i == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().clip(i)
+
+
+def test_killed_worker_is_reported_and_leaves_no_rubbish_behind(tmp_path):
+    with pytest.raises(ChildProcessError, match="worker process was killed"):
+        write_shards(KillsItsWorker(), tmp_path, workers=2)
+    write_shards(TinyCaptures(), tmp_path)
+    assert len(list((tmp_path / "tiny").iterdir())) == 4 + 5  # shards, and the files beside them
+
+
 def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no frame is left"):
         write_shards(TinyCaptures(num_clips=2, skip=(0, 1)), tmp_path)
@@ -136,7 +166,7 @@ class MixedClip(TinyCaptures):
 
 
 def test_clip_of_two_people_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="clip 0 of tiny mixes people"):
+    with pytest.raises(ValueError, match="clip 0 of tiny: it mixes people"):
         write_shards(MixedClip(), tmp_path)
 
 
