@@ -191,7 +191,7 @@ def _pixels(image: Image.Image, field: str, size: int | None) -> np.ndarray:
         if size is None or image.size == (size, size):
             return np.asarray(image)
         image.draft(None, (size, size))  # lets JPEG decode at a half, a quarter or an eighth
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((size, size), Image.Resampling.HAMMING))
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and others
         raise FrameError(field, f"it does not decode ({e})") from e
 

@@ -1,0 +1,46 @@
+"""The benchmark of the input pipeline prints its stages, its speed and a verdict."""
+
+import re
+
+import pytest
+from tiny_captures import TinyCaptures
+
+from data_pipelines.benchmark import main
+from data_pipelines.shard_writer import write_shards
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_shards(TinyCaptures("mono", size=32), root)
+    write_shards(TinyCaptures("multi", size=32, cameras=2), root)
+    return root
+
+
+def run(capsys, *arguments) -> str:
+    assert main([*map(str, arguments), "--batch=2", "--targets=1", "--seconds=0.2"]) == 0
+    return capsys.readouterr().out
+
+
+def test_names_the_stage_that_takes_longest(root, capsys):
+    out = run(capsys, root, "--size", 16)
+    assert "mono, multi: 60 images, read at 16 pixels" in out
+    times = dict(re.findall(r"^  (\w+) +([\d.]+) ms an image", out, re.MULTILINE))
+    slowest = re.search(r"^  (\w+) .*takes longest", out, re.MULTILINE)[1]
+    assert times.keys() == {"draw", "read", "verify", "decode", "resize"}
+    assert float(times[slowest]) == max(map(float, times.values()))
+    assert float(re.search(r"cores: (\d+) images/s", out)[1]) > 0
+
+
+def test_says_whether_it_feeds_a_step(root, capsys):
+    assert "this feeds a step of 100 s with 2 examples" in run(capsys, root, "--step-time=100")
+    assert "does NOT feed a step of 1e-05 s" in run(capsys, root, "--step-time=1e-5")
+
+
+def test_takes_a_single_set(root, capsys):
+    assert "multi: 40 images" in run(capsys, root / "multi")
+
+
+def test_folder_without_data_is_named(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert f"error: {tmp_path} holds no finished data set" in capsys.readouterr().err
