@@ -51,7 +51,7 @@ def plucker_map(
 
 
 def embed_points(points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 51"]:
-    """[sines, cosines, xyz] of points (metres) at 8 octaves from pi, for x first, then y, then z."""
+    """[sines, cosines, xyz] of points (metres) at 8 octaves from pi: x first, then y, z."""
     frequencies = np.float32(np.pi) * 2.0 ** np.arange(POINT_FREQUENCIES, dtype=np.float32)
     phases = rearrange(points[..., None] * frequencies, "... xyz f -> ... (xyz f)")
     return np.concatenate([np.sin(phases), np.cos(phases), points], axis=-1)
