@@ -41,6 +41,11 @@ struct TilePlace {
 SPLAT_HD float PixelX(int pixel) { return pixel % kTile - (0.5f * kTile - 0.5f); }
 SPLAT_HD float PixelY(int pixel) { return pixel / kTile - (0.5f * kTile - 0.5f); }
 
+// Strength at the i-th pixel of a lane; said so that both share what depends on y alone.
+SPLAT_HD float LaneStrength(const Splat& splat, int lane, int i) {
+  return Strength(splat, PixelX(2 * lane) + i, PixelY(2 * lane));
+}
+
 SPLAT_HD bool InImage(const TilePlace& place, int pixel, int width, int height) {
   return place.left + pixel % kTile < width && place.top + pixel / kTile < height;
 }
@@ -116,7 +121,7 @@ struct ForwardTile {
           SPLAT_UNROLL
           for (int i = 0; i < 2; ++i) {
             Pixel& pixel = pixels[lane][i];
-            const float strength = Strength(splat, PixelX(2 * lane + i), PixelY(2 * lane + i));
+            const float strength = LaneStrength(splat, lane, i);
             if (strength < kMinAlpha || !pixel.open) continue;
             const float alpha = fminf(strength, kMaxAlpha);
             const float rest = pixel.transmittance * (1.0f - alpha);
@@ -181,14 +186,13 @@ struct BackwardTile {
   float* slot_gradients;         // [capacity, kGeometryGradients + K]
 
   static constexpr int kValues = kGeometryGradients + K;
-  static constexpr int kHalf = kTilePixels / 2;
-  static constexpr int kStride = kTilePixels + 4;  // spreads rows over the banks, 16-byte aligned
+  static constexpr int kStride = kLanes + 2;  // spreads rows over the banks, 16-byte aligned
 
   struct Shared {
     alignas(16) float4 features[kBackwardBatch][K / 4];
     alignas(16) float4 out_gradient[kTilePixels][K / 4];
-    alignas(16) float u[kBackwardBatch][kStride];
-    alignas(16) float w[kBackwardBatch][kStride];
+    alignas(16) float2 u[kBackwardBatch][kStride];  // a lane's two pixels together
+    alignas(16) float2 w[kBackwardBatch][kStride];
     float sums[2][kBackwardBatch][kValues];
     Splat splat[kBackwardBatch];
     int slot[kBackwardBatch];
@@ -255,11 +259,16 @@ struct BackwardTile {
       warp.Each([&](int lane) {
         for (int j = count - 1; j >= 0; --j) {
           const Splat splat = shared.splat[j];
+          float u[2] = {0.0f, 0.0f}, w[2] = {0.0f, 0.0f};
           SPLAT_UNROLL
           for (int i = 0; i < 2; ++i) {
-            PairGradient(splat, shared.features[j], begin + j, 2 * lane + i, pixels[lane][i],
-                         shared.u[j][2 * lane + i], shared.w[j][2 * lane + i]);
+            Pixel& pixel = pixels[lane][i];
+            const float strength = LaneStrength(splat, lane, i);
+            if (strength < kMinAlpha || begin + j >= pixel.last) continue;
+            PairGradient(strength, shared.features[j], pixel, u[i], w[i]);
           }
+          shared.u[j][lane] = {u[0], u[1]};
+          shared.w[j][lane] = {w[0], w[1]};
         }
       });
       warp.Each([&](int lane) {
@@ -278,17 +287,13 @@ struct BackwardTile {
     }
   }
 
-  SPLAT_HD void PairGradient(const Splat& splat, const float4* packed_features, int position,
-                             int at, Pixel& pixel, float& u, float& w) const {
-    u = 0.0f;
-    w = 0.0f;
-    const float strength = Strength(splat, PixelX(at), PixelY(at));
-    if (strength < kMinAlpha || position >= pixel.last) return;
+  SPLAT_HD void PairGradient(float strength, const float4 (&packed_features)[K / 4], Pixel& pixel,
+                             float& u, float& w) const {
     const float alpha = fminf(strength, kMaxAlpha);
     const float inverse = Reciprocal(1.0f - alpha);
     pixel.transmittance *= inverse;
     float features[K];
-    Unpack(reinterpret_cast<const float4(&)[K / 4]>(*packed_features), features);
+    Unpack(packed_features, features);
     float light = 0.0f;
     SPLAT_UNROLL
     for (int k = 0; k < K; ++k) light = fmaf(features[k], pixel.gradient[k], light);
@@ -296,7 +301,7 @@ struct BackwardTile {
     w = alpha * pixel.transmittance;
     pixel.behind = fmaf(w, light, pixel.behind);
     // Where alpha is clipped it no longer depends on the Gaussian's strength.
-    u = strength > kMaxAlpha ? 0.0f : alpha * alpha_gradient;
+    if (strength <= kMaxAlpha) u = alpha * alpha_gradient;
   }
 
   // Sums over half of the tile's rows: u * {1, x, y, x^2, xy, y^2} and w * colour gradient.
@@ -307,8 +312,8 @@ struct BackwardTile {
     for (int k = 0; k < K; ++k) colours[k] = 0.0f;
     for (int row = half * kTile / 2; row < (half + 1) * kTile / 2; ++row) {
       float u[kTile], w[kTile];
-      Unpack(reinterpret_cast<const float4*>(&shared.u[j][row * kTile]), u);
-      Unpack(reinterpret_cast<const float4*>(&shared.w[j][row * kTile]), w);
+      Unpack(reinterpret_cast<const float4*>(&shared.u[j][row * kTile / 2]), u);
+      Unpack(reinterpret_cast<const float4*>(&shared.w[j][row * kTile / 2]), w);
       float u0 = 0.0f, u1 = 0.0f, u2 = 0.0f;
       SPLAT_UNROLL
       for (int column = 0; column < kTile; ++column) {
