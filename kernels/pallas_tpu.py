@@ -37,7 +37,7 @@ from kernels.tpu_composite import (
     blend_tiles,
     blend_tiles_backward,
 )
-from kernels.tpu_lists import WORD, Split
+from kernels.tpu_lists import WORD, Split, pack_bits, tile_members
 
 BLOCK_PIXELS = (BLOCK[0] * TILE, BLOCK[1] * TILE)
 """Width and height of a block of tiles."""
@@ -89,14 +89,6 @@ def unpack_rows(rows: Float[Array, "chunks R 128"], features: int) -> Splats:
     )
 
 
-def _bits(members: Array, axis: int) -> Array:
-    """Up to 32 booleans along the axis as the bits of one int32."""
-    shape = [1] * members.ndim
-    shape[axis] = members.shape[axis]
-    place = jnp.arange(members.shape[axis], dtype=jnp.int32).reshape(shape)
-    return jnp.sum(jnp.where(members, jnp.left_shift(1, place), 0), axis=axis, dtype=jnp.int32)
-
-
 def _block_members(
     rows: Float[Array, "chunks R 128"], width: int, height: int
 ) -> Int[Array, "chunks words 128"]:
@@ -109,29 +101,8 @@ def _block_members(
         block = jnp.arange(start, min(start + WORD, across * down))[:, None, None]
         x, y = block % across - first[0], block // across - first[1]
         inside = (x >= 0) & (x < counts[0]) & (y >= 0) & (y < counts[1])
-        words.append(_bits(inside, axis=0))
+        words.append(pack_bits(inside))
     return jnp.stack(words, axis=1)
-
-
-def _tile_members(
-    rows: Float[Array, "chunks R 128"], block: Int[Array, "chunks"], width: int, height: int
-) -> Int[Array, "chunks 1 128"]:
-    """Which tiles of the chunk's block each splat touches, tested with the ellipse."""
-    x, y, p, q, r, opacity = (rows[:, None, i] for i in range(6))
-    tiles_across, tiles_down = binning.grid(width, height, (TILE, TILE))
-    blocks_across, _ = binning.grid(width, height, BLOCK_PIXELS)
-    tile = jnp.arange(TILES)
-    tile_x = (block % blocks_across)[:, None] * BLOCK[0] + tile % BLOCK[0]
-    tile_y = (block // blocks_across)[:, None] * BLOCK[1] + tile // BLOCK[0]
-    exists = (tile_x < tiles_across) & (tile_y < tiles_down)
-    left = tile_x[..., None] * TILE + 0.5 - x
-    top = tile_y[..., None] * TILE + 0.5 - y
-    drawn = opacity >= binning.MIN_ALPHA
-    reach = jnp.log(jnp.where(drawn, opacity, 1.0) / binning.MIN_ALPHA) + binning.SLACK
-    whitening = jnp.stack(jnp.broadcast_arrays(*(a + 0 * left for a in (p, q, r))), axis=-1)
-    lowest = jnp.stack([left, top], axis=-1)
-    sigma = binning.nearest_sigma(whitening, lowest, lowest + (TILE - 1))
-    return _bits(drawn & (sigma <= reach) & exists[..., None], axis=1)[:, None]
 
 
 def tile_lists(
@@ -149,7 +120,12 @@ def tile_lists(
     by_block = tpu_lists.split(rows, blocks, room)
 
     parents = blocks.starts[: num_blocks + 1]
-    members = _tile_members(by_block, tpu_lists.owners(parents, room), width, height)
+    members = tile_members(
+        by_block,
+        tpu_lists.owners(parents, room),
+        parents[-1],
+        tiles=binning.grid(width, height, (TILE, TILE)),
+    )
     room = capacity // CHUNK + num_blocks * TILES
     tiles = tpu_lists.plan(members, parents, room)
     return TileLists(tpu_lists.split(by_block, tiles, room), tiles.starts, blocks, tiles)

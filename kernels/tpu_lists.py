@@ -25,7 +25,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels.tpu_composite import CHUNK, dot, stacked_thirds, sum_of_thirds
+from kernels.binning import SLACK
+from kernels.projection import MIN_ALPHA
+from kernels.tpu_composite import (
+    BLOCK,
+    CHUNK,
+    GEOMETRY,
+    TILE,
+    TILES,
+    dot,
+    stacked_thirds,
+    sum_of_thirds,
+)
 
 GROUP = 4
 """Children whose 0-1 matrices make one product."""
@@ -33,6 +44,8 @@ WORD = 32
 """Children in a word of membership bits; their number is padded to it."""
 BUFFERS = 8
 """Chunks on their way to HBM."""
+TOGETHER = 8
+"""Chunks whose members are found in one step of the grid."""
 
 
 class Split(NamedTuple):
@@ -99,6 +112,68 @@ def plan(
 
 def _iota(shape: tuple[int, int], axis: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def pack_bits(members: Array) -> Array:
+    """Up to 32 booleans along the first axis as the bits of one int32."""
+    place = lax.broadcasted_iota(jnp.int32, members.shape, 0)
+    return jnp.sum(jnp.where(members, jnp.left_shift(1, place), 0), axis=0, dtype=jnp.int32)
+
+
+def _members_kernel(block, splats, out, *, tiles):
+    blocks_across = -(-tiles[0] // BLOCK[0])
+    tile = _iota((TILES, 1), 0)
+    for i in range(splats.shape[0]):
+        owner = block[pl.program_id(0) * splats.shape[0] + i]
+        tile_x = lax.rem(owner, blocks_across) * BLOCK[0] + (tile & (BLOCK[0] - 1))
+        tile_y = lax.div(owner, blocks_across) * BLOCK[1] + (tile >> (BLOCK[0].bit_length() - 1))
+        x, y, p, q, r, opacity = (splats[i, row : row + 1] for row in range(6))
+        # Offsets of the tile's first and last pixel centres from the splat's centre.
+        left = (tile_x * TILE).astype(jnp.float32) + 0.5 - x
+        top = (tile_y * TILE).astype(jnp.float32) + 0.5 - y
+        right, bottom = left + (TILE - 1), top + (TILE - 1)
+        # The smallest sigma lies on the sides that face the centre; see `binning.nearest_sigma`.
+        near_x, near_y = jnp.clip(0.0, left, right), jnp.clip(0.0, top, bottom)
+        y_at_x = jnp.clip(-p * q / (q * q + r * r) * near_x, top, bottom)
+        x_at_y = jnp.clip(-q / p * near_y, left, right)
+        on_vertical = (p * near_x + q * y_at_x) ** 2 + (r * y_at_x) ** 2
+        on_horizontal = (p * x_at_y + q * near_y) ** 2 + (r * near_y) ** 2
+        sigma = 0.5 * jnp.minimum(on_vertical, on_horizontal)
+        reach = jnp.log(jnp.maximum(opacity, MIN_ALPHA) / MIN_ALPHA) + SLACK
+        inside = (opacity >= MIN_ALPHA) & (sigma <= reach)
+        inside &= (tile_x < tiles[0]) & (tile_y < tiles[1])
+        bits = jnp.where(inside, jnp.left_shift(1, tile), 0)
+        out[i] = jnp.sum(bits, axis=0, keepdims=True)
+
+
+def tile_members(
+    splats: Float[Array, "chunks R 128"],
+    block: Int[Array, "chunks"],
+    used: Int[Array, ""],
+    *,
+    tiles: tuple[int, int],
+) -> Int[Array, "chunks 1 128"]:
+    """Which tiles of its block each splat touches, tested with the ellipse, as `Split.members`.
+
+    Args:
+      splats: rows x, y, p, q, r, opacity, and others.
+      block: the block that a chunk belongs to.
+      used: chunks in use, the first ones; members of the others are undefined.
+      tiles: tiles across and down the image. A block may have tiles outside of it: nothing touches them.
+    """
+    chunks = splats.shape[0]
+    return pl.pallas_call(
+        functools.partial(_members_kernel, tiles=tiles),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(lax.div(used + TOGETHER - 1, TOGETHER),),
+            in_specs=[pl.BlockSpec((TOGETHER, GEOMETRY, CHUNK), lambda step, _: (step, 0, 0))],
+            out_specs=pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
+        ),
+        out_shape=jax.ShapeDtypeStruct((chunks, 1, CHUNK), jnp.int32),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        name="tile_members",
+    )(jnp.pad(block, (0, -chunks % TOGETHER)), splats)
 
 
 def _rank_members(members, ranks):
