@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import einops
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from data_pipelines import cameras
 
-SUPERSAMPLING = 2
 NEAR = 0.05
 """Metres; triangles with a corner nearer to the camera are not drawn."""
 
@@ -62,9 +60,13 @@ def mip_levels(texture: Float[np.ndarray, "h w c"]) -> tuple[np.ndarray, ...]:
     """The texture and its halvings by 2x2 means, as long as both sides are even and over 32."""
     levels = [np.ascontiguousarray(texture, np.float32)]
     while all(side % 2 == 0 and side > 32 for side in levels[-1].shape[:2]):
-        t = levels[-1]
-        levels.append((t[::2, ::2] + t[1::2, ::2] + t[::2, 1::2] + t[1::2, 1::2]) / 4)
+        levels.append(_halved(levels[-1]))
     return tuple(levels)
+
+
+def _halved(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h/2 w/2 c"]:
+    """Means of 2x2 pixels."""
+    return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 
 
 def render(
@@ -85,7 +87,7 @@ def render(
     Returns:
       RGB picture and matte (255 where the scene covers the whole pixel).
     """
-    side = size * SUPERSAMPLING
+    side = 2 * size
     world2cam = cameras.invert_rigid(np.asarray(cam2world, np.float64))
     points = scene.vertices @ world2cam[:3, :3].T + world2cam[:3, 3]
     projected = points @ (np.asarray(K) * [[side], [side], [1]]).T
@@ -112,8 +114,7 @@ def render(
     samples = np.zeros((side * side, 4), np.float32)
     samples[covered, :3] = color
     samples[covered, 3] = 1
-    samples = samples.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 4)
-    pixels = einops.reduce(samples, "h a w b c -> h w c", "mean")
+    pixels = _halved(samples.reshape(side, side, 4))
     rgb = pixels[..., :3] + (1 - pixels[..., 3:]) * background
     return _to_bytes(rgb), _to_bytes(pixels[..., 3])
 
