@@ -7,7 +7,7 @@ positions; Ravi et al., SAM 2 (2024).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -65,6 +65,10 @@ def _blocks() -> tuple[Block, ...]:
 
 
 BLOCKS = _blocks()
+ENTRY, PERIOD, REPEATS = 5, 3, 3
+"""After the first five blocks, the same three (the third attends globally) come three times."""
+EXIT = ENTRY + PERIOD * REPEATS
+assert BLOCKS[ENTRY:EXIT] == REPEATS * BLOCKS[ENTRY : ENTRY + PERIOD]
 
 Params = dict
 
@@ -91,10 +95,16 @@ def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arr
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     x = x + params["patch"]["b"] + params["positions"]
-    for block, p in zip(BLOCKS, params["blocks"], strict=True):
-        if block.width == STAGES[-1].width and block.pool:
-            stride_16 = x
-        x = jax.checkpoint(partial(_block, block))(p, x)
+
+    def through(x: Array, blocks: tuple[Block, ...], params: Sequence[Params]) -> Array:
+        for block, p in zip(blocks, params, strict=True):
+            x = jax.checkpoint(partial(_block, block))(p, x)
+        return x
+
+    x = through(x, BLOCKS[:ENTRY], params["entry"])
+    period = BLOCKS[ENTRY : ENTRY + PERIOD]
+    x, _ = jax.lax.scan(lambda x, p: (through(x, period, p), None), x, params["repeated"])
+    stride_16, x = x, through(x, BLOCKS[EXIT:], params["exit"])
     coarse = repeat(linear(x, params["neck_32"]), "b h w c -> b (h 2) (w 2) c")
     return linear(stride_16, params["neck_16"]) + coarse
 
@@ -164,7 +174,12 @@ def fold(weights: Mapping[str, np.ndarray], dtype: jnp.dtype = jnp.float32) -> P
         },
         "positions": resize_bicubic(background, grid, antialias=False)
         + np.tile(window, (tiles, tiles, 1)),
-        "blocks": [block(i) for i in range(len(BLOCKS))],
+        "entry": [block(i) for i in range(ENTRY)],
+        "repeated": [
+            jax.tree.map(lambda *p: np.stack(p), *(block(i) for i in range(first, EXIT, PERIOD)))
+            for first in range(ENTRY, ENTRY + PERIOD)
+        ],
+        "exit": [block(i) for i in range(EXIT, len(BLOCKS))],
         "neck_32": dense("neck.convs.0"),
         "neck_16": neck_16,
     }

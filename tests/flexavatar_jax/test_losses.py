@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexavatar_jax.losses import l1, psnr, ssim, training_loss
+from flexavatar_jax.frozen import dinov2
+from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.losses import _image_by_image, l1, psnr, ssim, training_loss
+from flexavatar_jax.parity_rule import rule_weights
 
 CONFIG = {"l1": 0.8, "ssim": 0.2, "dino": 0.0, "sam": 0.0}
 
@@ -94,3 +97,33 @@ def test_ssim_gradient_is_its_slope():
         reference_ssim(a + 1e-3 * direction, b) - reference_ssim(a - 1e-3 * direction, b)
     ) / 2e-3
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-3)
+
+
+def test_perceptual_terms_wait_for_their_phase_and_then_have_gradients():
+    """With a DINOv2 of one head instead of six, which is otherwise the published one."""
+    narrow = dinov2.SMALL._replace(width=64)
+    frozen = FrozenNetworks(dino=dinov2.fold(rule_weights(dinov2.shapes(narrow)), narrow))
+    config = CONFIG | {"dino": 2.0}
+    a, b = images(0, 2, 32, 32), images(1, 2, 32, 32)
+    early, parts = training_loss(a, b, config, frozen)
+    assert set(parts) == {"l1", "ssim"}
+
+    loss = jax.value_and_grad(
+        lambda a: training_loss(a, b, config, frozen, perceptual=True), has_aux=True
+    )
+    (late, parts), gradient = jax.jit(loss)(a)
+    assert float(late) == pytest.approx(float(early + 2 * parts["dino"]), rel=1e-5)
+    assert float(parts["dino"]) > 0.01
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).min(axis=(1, 2, 3)).max() > 0
+
+
+def test_image_by_image_is_the_mean_with_its_gradient():
+    def distance(weight, a, b):
+        return jnp.mean(weight * jnp.abs(a - b) ** 1.5)
+
+    a, b, weight = images(0, 3, 8, 8), images(1, 3, 8, 8), jnp.float32(2.0)
+    expected = jax.value_and_grad(lambda a: 5 * distance(weight, a, b))(a)
+    found = jax.value_and_grad(lambda a: 5 * _image_by_image(distance, weight, a, b))(a)
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5), found, expected)
+    assert float(_image_by_image(distance, weight, a, b)) == pytest.approx(float(found[0] / 5))
