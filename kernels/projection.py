@@ -43,18 +43,6 @@ class Splats(NamedTuple):
     """What is blended: the colours, and the depth as the last channel."""
 
 
-def rotation_matrices(quats: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
-    """Rotation matrices of quaternions (w, x, y, z), which are normalised first (0 stays 0)."""
-    norm2 = jnp.sum(quats**2, axis=-1, keepdims=True)
-    w, x, y, z = jnp.moveaxis(quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1.0)), -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-
-
 def project(
     means: Float[Array, "N 3"],
     quats: Float[Array, "N 4"],
@@ -80,8 +68,11 @@ def project(
 
     Source: Zwicker et al., EWA Splatting (2001); Kerbl et al., 3D Gaussian Splatting (2023).
     """
+    # Coordinates first and Gaussians last: everything below is arithmetic on vectors of N, which
+    # compilers fuse, and whose precision doesn't depend on how a device multiplies matrices.
+    means, quats, scales = means.T, quats.T, scales.T
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    x, y, depth = jnp.moveaxis(means @ viewmat[:3, :3].T + viewmat[:3, 3], -1, 0)
+    x, y, depth = sum(viewmat[:3, j, None] * means[j] for j in range(3)) + viewmat[:3, 3, None]
     visible = depth >= near
     z = jnp.where(visible, depth, 1.0)
     x, y = x / z, y / z
@@ -90,17 +81,20 @@ def project(
     jx = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     jy = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
 
-    # The 2D covariance is M M^T with rows m0, m1 of M = J R_view R S.
-    axes = jnp.einsum("ij,njk->nik", viewmat[:3, :3], rotation_matrices(quats)) * scales[:, None]
-    m0 = (fx / z)[:, None] * (axes[:, 0] - jx[:, None] * axes[:, 2])
-    m1 = (fy / z)[:, None] * (axes[:, 1] - jy[:, None] * axes[:, 2])
-    xx, xy, yy = jnp.sum(m0 * m0, -1), jnp.sum(m0 * m1, -1), jnp.sum(m1 * m1, -1)
+    # The 2D covariance is M M^T, with rows m0 and m1 [3, N] of M = J R_view R S.
+    rotations = _rotation_matrices(quats)
+    axes = scales * sum(viewmat[:3, j, None, None] * rotations[j] for j in range(3))
+    m0 = fx / z * (axes[0] - jx * axes[2])
+    m1 = fy / z * (axes[1] - jy * axes[2])
+    xx, xy, yy = jnp.sum(m0 * m0, 0), jnp.sum(m0 * m1, 0), jnp.sum(m1 * m1, 0)
 
     # det(M M^T) = |m0 x m1|^2 (Cauchy-Binet), which does not cancel as xx yy - xy^2 does.
     r = 1.0 / jnp.sqrt(yy + BLUR)
-    area2 = jnp.sum(jnp.cross(m0, m1 * r[:, None]) ** 2, -1)  # det(cov) / (yy + BLUR)
-    width2 = area2 + BLUR * (xx + yy + BLUR) * r * r  # det(cov + BLUR I) / (yy + BLUR)
-    p = 1.0 / jnp.sqrt(width2)
+    across = m0 * r
+    area2 = sum((across[i] * m1[j] - across[j] * m1[i]) ** 2 for i, j in ((0, 1), (1, 2), (2, 0)))
+    variance = area2 + BLUR * (xx + yy + BLUR) * r * r
+    # area2 is det(cov) / (yy + BLUR), and variance det(cov + BLUR I) / (yy + BLUR).
+    p = 1.0 / jnp.sqrt(variance)
     q = -p * xy * r * r
 
     if antialiased:
@@ -114,3 +108,15 @@ def project(
         depths=depth,
         features=jnp.concatenate([colors, z[:, None]], -1),
     )
+
+
+def _rotation_matrices(quats: Float[Array, "4 N"]) -> Float[Array, "3 3 N"]:
+    """Rotation matrices of quaternions (w, x, y, z), which are normalised first (0 stays 0)."""
+    norm2 = jnp.sum(quats**2, axis=0)
+    w, x, y, z = quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1.0))
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return jnp.stack([jnp.stack(row) for row in rows])

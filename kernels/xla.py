@@ -23,6 +23,8 @@ from kernels.binning import Bins
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.rasterizer import Backend, Blend
 
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
 TILE = (8, 8)
 PIXELS = TILE[0] * TILE[1]
 CHUNK = 16
@@ -127,7 +129,7 @@ def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
             transmittance, weights = lax.scan(step, transmittance, chunk.alpha)
             # A last feature of 1 sums the weights.
             blended = jnp.pad(chunk.splat[..., 6:], [(0, 0), (0, 0), (0, 1)], constant_values=1.0)
-            total = total + jnp.einsum("kmp,kmf->mfp", weights, blended)
+            total = total + _einsum("kmp,kmf->mfp", weights, blended)
             return done + CHUNK, transmittance, total
 
         # Made of the input, so that under shard_map they vary over the mesh as the input does.
@@ -176,7 +178,7 @@ def _differentiate(
             done, transmittance, so_far, gradients = state
             chunk = _load_chunk(table, rows, block, done)
             # A splat's value: the loss's derivative by its weight in the pixel.
-            value = jnp.einsum("kmf,mpf->kmp", chunk.splat[..., 6:], d_blended) + d_weight
+            value = _einsum("kmf,mpf->kmp", chunk.splat[..., 6:], d_blended) + d_weight
 
             def step(state, xs):
                 (before, so_far), (alpha, value) = state, xs
@@ -195,7 +197,7 @@ def _differentiate(
             d_splat = jnp.concatenate(
                 [
                     _from_moments(d_sigma, chunk),
-                    jnp.einsum("kmp,mpf->kmf", weight, d_blended),
+                    _einsum("kmp,mpf->kmf", weight, d_blended),
                 ],
                 -1,
             ).reshape(-1, table.shape[-1])
@@ -286,7 +288,7 @@ def _from_moments(d_sigma: Array, chunk: _Chunk) -> Float[Array, "K M 6"]:
     """
     x, y = _pixel_offsets()
     powers = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], -1)
-    moments = jnp.einsum("kmp,pi->kmi", d_sigma, powers)
+    moments = _einsum("kmp,pi->kmi", d_sigma, powers)
     s, sx, sy, sxx, sxy, syy = (moments[..., i] for i in range(6))
     _, _, p, q, r, opacity = (chunk.splat[..., i] for i in range(6))
     dx, dy = chunk.offset[..., 0], chunk.offset[..., 1]
