@@ -147,8 +147,8 @@ class Encoder(nnx.Module):
         self.dtype = dtype
         self.image = ImageEncoder(config, rngs=rngs)
         self.image_side = config.image_size // config.patch_size
-        self.feature_projection = None
-        if config.dino:
+        self.dino = config.dino
+        if self.dino:
             self.feature_projection = linear(
                 width + FEATURE_SIZE, width, (None, "embed"), dtype=dtype, rngs=rngs
             )
@@ -171,7 +171,7 @@ class Encoder(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """Avatar codes of images; see `FlexAvatar.encode`."""
         tokens = self.image(image, cam2head, K)
-        if self.feature_projection is not None:
+        if self.dino:
             if features is None:
                 raise ValueError(
                     "config.model.dino is set, but encode got no features; give DINOv2's feature "
