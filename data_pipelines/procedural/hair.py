@@ -149,7 +149,7 @@ def _top(base: np.ndarray, tau: np.ndarray, theta: np.ndarray, hair: Hair) -> np
     """Metres that styles add on the crown."""
     if hair.style == "mohawk":
         ridge = np.exp(-((base[..., 0] / 0.016) ** 4))
-        return hair.top * ridge * (1 - smoothstep(0.40, 0.62, tau))
+        return hair.top * ridge * (1 - smoothstep(0.15, 0.60, tau))
     forward = 0.75 + 0.25 * np.cos(theta - hair.part)
     return hair.top * (1 - smoothstep(0.08, 0.30, tau)) * forward
 

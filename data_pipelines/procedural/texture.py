@@ -34,7 +34,7 @@ def paint(person: Person, side: int) -> np.ndarray:
     atlas.view(texture, "hair")[:] = scalp
     atlas.view(texture, "skin")[:] = _skin(person, side, scalp)
     tile = side // 4
-    x, y = atlas.texels(tile, margin=True)
+    x, y = atlas.tile_texels(tile)
     atlas.view(texture, "eye")[:] = _eye(person, x, y)
     atlas.view(texture, "ear")[:] = _ear(person, x, y)
     atlas.view(texture, "mouth")[:] = _mouth(x, y)
@@ -47,7 +47,7 @@ def paint(person: Person, side: int) -> np.ndarray:
 @functools.cache
 def _rest(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """u, v, angle and place on the average head of the skin's texels."""
-    u, v = atlas.texels(side)
+    u, v = atlas.square_texels(side)
     return u, v, azimuth(u), head_surface(u, v).astype(np.float32)
 
 
