@@ -8,9 +8,12 @@
 Images follow one another: a TPU core does one at a time anyway, and only one image's lists are in
 memory. The backward pass makes the lists again, which is cheaper than to keep them.
 
-The kernels are compiled for whatever TPU the computation is lowered for, which also works ahead of time,
-without one (`jax.experimental.topologies`). On a CPU they run in Pallas's TPU interpreter, inside
+The kernels are compiled for the TPU that the computation is lowered for, which also works ahead of
+time, without one (`tpu_costs.compile_ahead`). On a CPU they run in Pallas's TPU interpreter, inside
 `pltpu.force_tpu_interpret_mode()`: for tests, thousands of times slower.
+
+Inside `jax.shard_map`, say `check_vma=False`: Pallas calls don't declare how their outputs vary
+over the mesh.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class TileLists(NamedTuple):
 def chunk_rows(splats: Splats, order: Int[Array, "N"]) -> Float[Array, "chunks R 128"]:
     """The splats of one image in chunks of 128 in the order given.
 
-    Rows: x, y, p, q, r, opacity, two zeros, the features, a one (whose blend is the coverage), zeros.
+    Rows: x, y, p, q, r, opacity, two zeros, the features, a one (whose blend is the alpha), zeros.
     """
     num, features = splats.features.shape
     fields = [splats.means, splats.whitening, splats.opacities[:, None]]

@@ -3,21 +3,21 @@
 A tile is 16x16 pixels, laid along the 256 lanes of two registers; the splats that touch it come
 front to back in *chunks* of 128 (see `tpu_lists`), and a chunk is matrix work for the MXU:
 
-- log(opacity) - sigma of 128 splats at 256 pixels is [128, 6] x [6, 256]: a quadratic in the pixel's
-  offset from the tile's centre;
+- log(opacity) - sigma of 128 splats at 256 pixels is [128, 6] x [6, 256]: a quadratic in the
+  pixel's offset from the tile's centre;
 - the log transmittance is a running sum of log(1 - alpha) down the chunk, a triangular product;
-- colours are features [F, 128] x weights [128, 256], and in the backward pass the gradients of the six
-  coefficients are dpower [128, 256] x the same pixel basis.
+- colours are features [F, 128] x weights [128, 256], and in the backward pass the gradients of the
+  six coefficients are d_power [128, 256] x the same pixel basis.
 
-The MXU multiplies in bfloat16 and adds in float32. A float32 is the sum of three bfloat16s (`thirds`), and
-products whose other side is exact in bfloat16 (the pixel basis, of multiples of 1/4 up to 64; a triangle of
-ones) cost one pass over the thirds, stacked along the contracted axis where there is room. So everything
-is as accurate as float32 arithmetic, at one to three passes instead of six.
+The MXU multiplies in bfloat16 and adds in float32. A float32 is the sum of three bfloat16s
+(`thirds`), and products whose other side is exact in bfloat16 (the pixel basis, multiples of 1/4 up
+to 64; a triangle of ones) cost one pass over the thirds, stacked along the contracted axis where
+there is room. So everything is as accurate as float32 arithmetic, at one to three passes, not six.
 
-The backward pass walks the chunks back to front. It starts from the log transmittance at which the forward
-pass ended and adds what each chunk took away, so nothing is divided by a small transmittance.
+The backward pass walks the chunks back to front. It starts from the log transmittance at which the
+forward pass ended and adds what each chunk took away: nothing is divided by a small transmittance.
 
-A *block* of `BLOCK` tiles is one step of the grid; its chunks are contiguous in HBM and are fetched
+A *block* of tiles is one step of the grid; its chunks are contiguous in HBM and are fetched
 `BUFFERS` ahead by DMA, across the borders of tiles.
 """
 
@@ -44,7 +44,7 @@ TILES = BLOCK[0] * BLOCK[1]
 CHUNK = 128
 """Splats that are blended at a time: the lanes of a register."""
 GEOMETRY = 8
-"""Rows of a chunk before the features: x, y, p, q, r, opacity and two rows that blending ignores."""
+"""Rows of a chunk before the features: x, y, p, q, r, opacity and two that aren't read."""
 BUFFERS = 4
 
 _LOG_MIN_TRANSMITTANCE = math.log(MIN_TRANSMITTANCE)
@@ -131,8 +131,16 @@ def _alphas(splats: Float[Array, "R 128"], centre: tuple[Array, Array], basis3: 
     constant = jnp.log(jnp.maximum(opacity, 1e-30)) - 0.5 * (u * u + v * v)
     zero = jnp.zeros_like(u)
     coefficients = jnp.concatenate(
-        [constant, -u * p, -(u * q + v * r), -0.5 * p * p, -p * q, -0.5 * (q * q + r * r)]
-        + [zero, zero],
+        [
+            constant,
+            -u * p,
+            -(u * q + v * r),
+            -0.5 * p * p,
+            -p * q,
+            -0.5 * (q * q + r * r),
+            zero,
+            zero,
+        ],
         axis=0,
     )
     peak = jnp.exp(dot(stacked_thirds(coefficients), basis3, (0, 0)))
@@ -195,7 +203,7 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
         stop_chunk = starts[block * TILES + tile + 1]
         total, _, log_t_end, stop = lax.fori_loop(start, stop_chunk, blend_chunk, carry)
         out[tile] = total
-        state[tile] = jnp.concatenate([log_t_end, stop] + [zero] * 6, axis=0)
+        state[tile] = jnp.concatenate([log_t_end, stop], axis=0)
         return 0
 
     lax.fori_loop(0, TILES, blend_tile, 0)
@@ -254,7 +262,8 @@ def _backward_kernel(
                 before = jnp.exp(log_t_start + (taken - loss))
                 weight = before * alpha
 
-                # d L / d weight [128, 256] = features^T x d_out, the six products that matter in one.
+                # d L / d weight [128, 256] = features^T x d_out: the six products of thirds that
+                # matter, in one.
                 high, middle, low = thirds(rows[GEOMETRY:])
                 value = dot(_stack([high, high, middle, middle, high, low]), d_out6, (0, 0))
                 shaded = weight * value
@@ -303,9 +312,9 @@ def _coefficients_backward(splats, centre, d: Float[Array, "8 128"]) -> Float[Ar
     return jnp.concatenate([*d_mean, d_p, d_q, d_r, d_opacity, zero, zero], axis=0)
 
 
-def _specs(features: int):
-    by_block = lambda rows: pl.BlockSpec((TILES, rows, PIXELS), lambda block, _: (block, 0, 0))  # noqa: E731
-    return by_block(features), by_block(8)
+def _tile_rows(rows: int) -> pl.BlockSpec:
+    """The tiles of a block, some rows of pixels each."""
+    return pl.BlockSpec((TILES, rows, PIXELS), lambda block, _: (block, 0, 0))
 
 
 def blend_tiles(
@@ -313,29 +322,28 @@ def blend_tiles(
     splats: Float[Array, "chunks R 128"],
     *,
     blocks_across: int,
-) -> tuple[Float[Array, "tiles R-8 256"], Float[Array, "tiles 8 256"]]:
+) -> tuple[Float[Array, "tiles R-8 256"], Float[Array, "tiles 2 256"]]:
     """Blend the chunks of every tile of an image, tiles in the order block by block.
 
     Args:
       starts: tile t owns the chunks `starts[t]:starts[t + 1]`, front to back.
-      splats: rows x, y, p, q, r, opacity (see `projection.Splats`), two that aren't read, and the features.
-        Unused lanes have opacity 0.
+      splats: rows x, y, p, q, r, opacity (see `projection.Splats`), two that aren't read, and the
+        features. Unused lanes have opacity 0.
       blocks_across: blocks in a row of the image.
 
     Returns:
-      Sum of weight times feature, and what the backward pass needs: the log transmittance at which each pixel
-      ended (row 0) and the place in the tile's list where it did (row 1).
+      Sum of weight times feature, and what the backward pass needs: the log transmittance at which
+      each pixel ended (row 0) and the place in the tile's list where it did (row 1).
     """
     rows = splats.shape[1]
     features, tiles = rows - GEOMETRY, starts.shape[0] - 1
-    out, state = _specs(features)
     return pl.pallas_call(
         functools.partial(_forward_kernel, blocks_across=blocks_across, features=features),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(tiles // TILES,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
-            out_specs=[out, state],
+            out_specs=[_tile_rows(features), _tile_rows(2)],
             scratch_shapes=[
                 pltpu.VMEM((BUFFERS, rows, CHUNK), jnp.float32),
                 pltpu.SemaphoreType.DMA((BUFFERS,)),
@@ -343,7 +351,7 @@ def blend_tiles(
         ),
         out_shape=[
             jax.ShapeDtypeStruct((tiles, features, PIXELS), jnp.float32),
-            jax.ShapeDtypeStruct((tiles, 8, PIXELS), jnp.float32),
+            jax.ShapeDtypeStruct((tiles, 2, PIXELS), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         name="blend_tiles",
@@ -353,21 +361,24 @@ def blend_tiles(
 def blend_tiles_backward(
     starts: Int[Array, "tiles+1"],
     splats: Float[Array, "chunks R 128"],
-    state: Float[Array, "tiles 8 256"],
+    state: Float[Array, "tiles 2 256"],
     cotangent: Float[Array, "tiles R-8 256"],
     *,
     blocks_across: int,
 ) -> Float[Array, "chunks R 128"]:
-    """Gradients of the `splats` of `blend_tiles`, in the same layout (chunks of no tile: undefined)."""
+    """Gradients of the `splats` of `blend_tiles`, laid out alike (chunks of no tile: undefined)."""
     rows = splats.shape[1]
     tiles = starts.shape[0] - 1
-    d_out, states = _specs(rows - GEOMETRY)
     return pl.pallas_call(
         functools.partial(_backward_kernel, blocks_across=blocks_across),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(tiles // TILES,),
-            in_specs=[pl.BlockSpec(memory_space=pl.ANY), states, d_out],
+            in_specs=[
+                pl.BlockSpec(memory_space=pl.ANY),
+                _tile_rows(2),
+                _tile_rows(rows - GEOMETRY),
+            ],
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
                 pltpu.VMEM((BUFFERS, rows, CHUNK), jnp.float32),

@@ -1,16 +1,18 @@
 """Lists of splats for every tile, made on a TPU's matrix unit instead of by sorting and gathering.
 
-TPUs have no fast scatter or gather, and sorting every (tile, splat) pair moves far more than it needs to. Here
-the splats of an image are sorted by depth once, and then *split*: from a list, in order, into the lists of
-its children. The whole image is split into blocks of tiles, and each block into its tiles.
+TPUs have no fast scatter or gather, and sorting every (tile, splat) pair moves far more than it
+needs to. Here the splats of an image are sorted by depth once, and then *split*: from a list, in
+order, into the lists of its children. The image is split into blocks of tiles, and a block into its
+tiles.
 
-Lists are kept in *chunks* of 128 splats, [rows, 128] each. To append the members of a chunk to a child's list is
-to multiply the chunk by a 0-1 matrix with a column for every place in the child's open chunk: [rows, 128] x
-[128, 128] on the MXU, exact in float32 by thirds (see `tpu_composite`). Where everybody goes is
-integer arithmetic in XLA beforehand (`Split`), from a bit for every splat and child.
+Lists are kept in *chunks* of 128 splats, [rows, 128] each. To append the members of a chunk to a
+child's list is to multiply the chunk by a 0-1 matrix with a column for every place in the child's
+open chunk: [rows, 128] x [128, 128] on the MXU, exact in float32 by thirds (see `tpu_composite`).
+Where everybody goes is integer arithmetic in XLA beforehand (`plan`), from a bit for every splat
+and child.
 
-`merge` is the transpose of `split`: it adds the children's gradients up in the order of the parent, by the
-same 0-1 matrices. There are no atomics: the sums, and so their bits, are the same every time.
+`merge` is the transpose of `split`: it adds the children's gradients up in the order of the
+parent, by the same 0-1 matrices. There are no atomics: the sums' bits are the same every time.
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def tile_members(
       splats: rows x, y, p, q, r, opacity, and others.
       block: the block that a chunk belongs to.
       used: chunks in use, the first ones; members of the others are undefined.
-      tiles: tiles across and down the image. A block may have tiles outside of it: nothing touches them.
+      tiles: tiles across and down the image. A block's tiles outside of it are touched by nothing.
     """
     chunks = splats.shape[0]
     return pl.pallas_call(

@@ -1,0 +1,287 @@
+"""What the `pallas_tpu` backend costs on TPUs that aren't here: counted, compiled for, predicted.
+
+`predict` counts the bytes and operations of a scene's kernels and divides them by a chip's
+published rates: a bound from below on time, not a measurement. `compile_ahead` compiles a whole
+`rasterize` for a chip with PyPI's `libtpu`, which needs no TPU, and fails where it doesn't fit the
+chip's memory. `python -m kernels.tpu_costs` prints both for the avatar scene.
+
+XLA's own cost analysis doesn't look into custom calls, so the kernels are counted here, by hand,
+from the shapes in `tpu_lists` and `tpu_composite`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import binning, rasterizer, scenes
+from kernels.pallas_tpu import BLOCK_PIXELS
+from kernels.scenes import Scene
+from kernels.tpu_composite import CHUNK, GEOMETRY, PIXELS, TILE
+from kernels.tpu_lists import GROUP
+
+
+class Chip(NamedTuple):
+    """Published rates of a chip, all its TensorCores together."""
+
+    topology: str
+    """The smallest slice that libtpu compiles for."""
+    bandwidth: float
+    """HBM, bytes a second."""
+    bfloat16: float
+    """Matrix unit, operations a second."""
+    float32: float
+    """Vector unit: cores x 8 x 128 lanes x 4 units x clock, operations a second."""
+    memory: int
+    """HBM, bytes."""
+
+
+CHIPS = {
+    "v4": Chip("v4:2x2x1", 1.228e12, 275e12, 2 * 4096 * 1.05e9, 32 << 30),
+    "v5e": Chip("v5e:2x2", 0.819e12, 197e12, 4096 * 1.5e9, 16 << 30),
+    "v5p": Chip("v5p:2x2x1", 2.765e12, 459e12, 2 * 4096 * 1.75e9, 95 << 30),
+    "v6e": Chip("v6e:2x2", 1.64e12, 918e12, 4096 * 1.75e9, 32 << 30),
+}
+"""Sources: Google Cloud's system architecture pages of TPU v4, v5e, v5p and v6e for bandwidth,
+bfloat16 rate and memory; the clock follows from the bfloat16 rate and the number and size of the
+matrix units (four a core; 128x128, v6e 256x256); the vector unit is that of Austin et al., How to
+Scale Your Model (2025), chapter 2."""
+
+# Vector operations, counted in the kernels' source.
+FORWARD_OPS = 50
+"""For a splat at a pixel, forward."""
+BACKWARD_OPS = 110
+"""For a splat at a pixel, backward."""
+MATRIX_OPS = 3
+"""For an element of a 0-1 matrix: compare, select, convert."""
+SORT_OPS = 10
+"""For an element in one stage of the sorting network by depth."""
+
+
+class Work(NamedTuple):
+    """Bytes to and from HBM, and operations of the matrix and of the vector unit."""
+
+    bytes: float
+    bfloat16: float
+    float32: float
+
+    def seconds(self, chip: Chip) -> float:
+        """Time if only the slowest of the three counted, at the chip's published rates."""
+        return max(
+            self.bytes / chip.bandwidth,
+            self.bfloat16 / chip.bfloat16,
+            self.float32 / chip.float32,
+        )
+
+
+class Lists(NamedTuple):
+    """Chunks that an image's splats make, on average over the images of a scene."""
+
+    image: float
+    blocks: float
+    tiles: float
+    intersections: float
+
+
+class Prediction(NamedTuple):
+    """Predicted, not measured: a bound from below."""
+
+    chip: str
+    forward_ms: float
+    forward_backward_ms: float
+    bytes: float
+    """HBM bytes of forward and backward pass, all images."""
+    operations: float
+    """Operations of both units of forward and backward pass, all images."""
+
+
+def predict(scene: Scene, width: int, height: int) -> list[Prediction]:
+    """Predicted times of a scene's images, one image after the other, for each of `CHIPS`."""
+    images = len(scene.viewmats)
+    num, channels = scene.colors.shape[-2:]
+    forward, backward = count_work(count_lists(scene, width, height), num, channels, width, height)
+    both = [*forward, *backward]
+    return [
+        Prediction(
+            name,
+            1e3 * images * sum(work.seconds(chip) for work in forward),
+            1e3 * images * sum(work.seconds(chip) for work in both),
+            images * sum(work.bytes for work in both),
+            images * sum(work.bfloat16 + work.float32 for work in both),
+        )
+        for name, chip in CHIPS.items()
+    ]
+
+
+def count_lists(scene: Scene, width: int, height: int) -> Lists:
+    """Count the chunks of a scene's lists, on whatever device JAX has."""
+    own = scene.means.ndim == 3
+    lists = []
+    for image in range(len(scene.viewmats)):
+        gaussians = [a[image] if own else a for a in scene[:5]]
+        per_block, per_tile = _count_image(
+            *gaussians, scene.viewmats[image], scene.Ks[image], width=width, height=height
+        )
+        chunks = [-(-np.asarray(counts) // CHUNK) for counts in (per_block, per_tile)]
+        in_image = -(-gaussians[0].shape[0] // CHUNK)
+        lists.append([in_image, chunks[0].sum(), chunks[1].sum(), np.sum(per_tile)])
+    return Lists(*np.mean(lists, axis=0).tolist())
+
+
+@functools.partial(jax.jit, static_argnames=("width", "height"))
+def _count_image(*scene, width, height):
+    """Splats of each block (by bounding boxes) and of each tile (by ellipses) of one image."""
+    splats = rasterizer.project(*scene, width=width, height=height, near=0.01, antialiased=False)
+    blocks = binning.grid(width, height, BLOCK_PIXELS)
+    first, counts, _ = binning.tile_boxes(splats, width, height, BLOCK_PIXELS)
+    block = jnp.stack(jnp.meshgrid(*map(jnp.arange, blocks), indexing="ij"), -1).reshape(-1, 1, 2)
+    inside = jnp.all((block >= first) & (block < first + counts), axis=-1)
+    tile = (TILE, TILE)
+    capacity = binning.default_capacity(splats.depths.shape[0], width, height, tile)
+    bins = binning.sort_intersections(
+        splats, width=width, height=height, tile=tile, capacity=capacity
+    )
+    return jnp.sum(inside, axis=1), jnp.diff(bins.starts)
+
+
+def count_work(
+    lists: Lists, num: int, channels: int, width: int, height: int
+) -> tuple[list[Work], list[Work]]:
+    """Work for one image: the steps of the forward pass and those of the backward pass.
+
+    Every chunk counts as blended, also those behind opaque ones, which the kernels skip.
+    """
+    features = -(-(channels + 2) // 8) * 8
+    rows = GEOMETRY + features
+    pixels = width * height
+    chunk_bytes = 4 * rows * CHUNK
+
+    def project(passes: int) -> Work:
+        # Projection reads the Gaussians and writes splats; the chunks are gathered from these.
+        return Work(passes * 4 * num * (11 + channels + 3 * rows), 0, passes * 200 * num)
+
+    stages = np.log2(max(num, 2)) * (np.log2(max(num, 2)) + 1) / 2
+    sort = Work(4 * 4 * num, 0, SORT_OPS * num * stages)
+
+    def make_lists(inputs: float, outputs: float, children: float) -> Work:
+        # A chunk meets all children of its parent, GROUP at a time; a product by a 0-1 matrix each.
+        groups = inputs * np.ceil(children / GROUP)
+        matrices = (groups * GROUP + outputs) * CHUNK * CHUNK
+        return Work(
+            chunk_bytes * (inputs + outputs) + 4 * inputs * (CHUNK + 2 * children),
+            2 * 3 * rows * matrices,
+            MATRIX_OPS * matrices,
+        )
+
+    blocks = np.prod(binning.grid(width, height, BLOCK_PIXELS))
+    both_lists = [
+        make_lists(lists.image, lists.blocks, blocks),
+        make_lists(lists.blocks, lists.tiles, 32),
+    ]
+
+    pairs = lists.tiles * CHUNK * PIXELS
+    sums = 3 * CHUNK  # A running sum: three thirds by a triangle.
+    forward = Work(
+        chunk_bytes * lists.tiles + 4 * pixels * (features + 2),
+        2 * pairs * (24 + sums + 9 * features),
+        FORWARD_OPS * pairs,
+    )
+    backward = Work(
+        2 * chunk_bytes * lists.tiles + 4 * pixels * (features + 2),
+        2 * pairs * (24 + 2 * sums + 6 * features + 9 * features + 24),
+        BACKWARD_OPS * pairs,
+    )
+    return (
+        [project(1), sort, *both_lists, forward],
+        [*both_lists, backward, *both_lists, project(2)],
+    )
+
+
+def compile_ahead(
+    chip: str,
+    images: int,
+    *,
+    num: int = 58_361,
+    size: int = 512,
+    channels: int = 3,
+    devices: int = 1,
+    gradient: bool = True,
+    capacity: int | None = None,
+) -> jax.stages.Compiled:
+    """Compile rendering `images` images of `num` Gaussians each for a TPU that isn't here.
+
+    Args:
+      chip: one of `CHIPS`.
+      images: on each device.
+      devices: with more than one, images are mapped over a mesh of them by `jax.shard_map`.
+      gradient: compile the gradient of a loss in every input, forward pass included.
+
+    Raises:
+      ModuleNotFoundError: libtpu isn't installed.
+      jax.errors.JaxRuntimeError: it doesn't compile, or doesn't fit the chip's memory.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError("compiling for TPUs needs libtpu: pip install libtpu")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
+    mesh = jax.sharding.Mesh(np.array(slice_.devices[:devices]), ("data",))
+    by_image = jax.sharding.PartitionSpec("data")
+    batch = images * devices
+    shapes = [(num, 3), (num, 4), (num, 3), (num,), (num, channels), (4, 4), (3, 3)]
+    sharding = jax.sharding.NamedSharding(mesh, by_image)
+    inputs = [jax.ShapeDtypeStruct((batch, *s), jnp.float32, sharding=sharding) for s in shapes]
+
+    def render(*inputs):
+        return rasterizer.rasterize(
+            *inputs, width=size, height=size, backend="pallas_tpu", capacity=capacity
+        )
+
+    if devices > 1:
+        render = jax.shard_map(
+            render, mesh=mesh, in_specs=by_image, out_specs=by_image, check_vma=False
+        )
+
+    def loss(*inputs):
+        out = render(*inputs)
+        return jnp.sum(out.color**2) + jnp.sum(out.alpha**2) + jnp.sum(out.depth**2)
+
+    function = jax.grad(loss, argnums=tuple(range(len(inputs)))) if gradient else render
+    return jax.jit(function).lower(*inputs).compile()
+
+
+def main() -> None:
+    """Print predictions, and what compiling for each chip says, for images of the avatar scene."""
+    scene = scenes.avatar(images=1)
+    print("predicted from published rates, milliseconds an image (58,361 Gaussians, 512x512)")
+    for line in predict(scene, 512, 512):
+        print(
+            f"{line.chip:>4}  forward {line.forward_ms:.2f}  "
+            f"forward+backward {line.forward_backward_ms:.2f}"
+        )
+    print("compiled ahead, forward+backward")
+    for chip in CHIPS:
+        for images in (1, 16, 100):
+            compiled = compile_ahead(chip, images)
+            memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+            temporary, arguments = (
+                size / 2**20 for size in (memory.temp_size_in_bytes, memory.argument_size_in_bytes)
+            )
+            print(
+                f"{chip:>4}  {images:3} images  temporary {temporary:.0f} MiB, "
+                f"arguments {arguments:.0f} MiB; outside of the kernels "
+                f"{cost['flops']:.3g} operations, {cost['bytes accessed']:.3g} bytes",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

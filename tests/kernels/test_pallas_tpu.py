@@ -1,0 +1,193 @@
+"""The TPU backend: numerics in Pallas's TPU interpreter, and compiling ahead for real TPUs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from random_scenes import check_against_oracle, random_scenes
+
+from kernels import rasterize, rasterizer, scenes, tpu_costs, tpu_lists
+from kernels.tpu_composite import CHUNK
+
+SMALL = {"width": 40, "height": 24}
+TWO_BLOCKS = {"width": 150, "height": 20}
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Makes pallas_tpu what "auto" picks here."""
+    monkeypatch.setattr(rasterizer, "PREFERENCE", {"cpu": ("pallas_tpu",)})
+    rasterizer.choose_backend.cache_clear()
+    yield
+    rasterizer.choose_backend.cache_clear()
+
+
+@pytest.fixture
+def interpreter(backend):
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
+        yield
+
+
+def test_images_and_gradients_are_the_oracles(interpreter):
+    batch = random_scenes(0, images=20, num=50, channels=3, **SMALL)
+    check_against_oracle(batch, 0, **SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("channels", "antialiased", "images"), [(3, False, 160), (1, True, 40), (32, False, 20)]
+)
+def test_many_images_and_gradients_are_the_oracles(interpreter, channels, antialiased, images):
+    batch = random_scenes(channels, images, num=50, channels=channels, **SMALL)
+    check_against_oracle(batch, 1, antialiased=antialiased, **SMALL)
+
+
+def test_lists_of_several_chunks_and_blocks(interpreter):
+    batch = random_scenes(4, images=3, num=400, channels=3, **TWO_BLOCKS)
+    check_against_oracle(batch, 4, **TWO_BLOCKS)
+
+
+def gradients(batch):
+    def loss(batch):
+        out = rasterize(*batch, **SMALL)
+        return jnp.sum(out.color**2) + jnp.sum(out.alpha * out.depth), out
+
+    return jax.grad(loss, has_aux=True)(batch)
+
+
+def test_gradients_have_the_same_bits_every_time(interpreter):
+    batch = random_scenes(7, images=6, num=200, channels=3, **SMALL)
+    runs = [jax.jit(gradients)(batch) for _ in range(2)]
+    for first, second in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_kernels_have_no_data_races(backend):
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpret
+
+    batch = random_scenes(3, images=1, num=150, channels=3, **SMALL)
+    pltpu.reset_tpu_interpret_mode_state()
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
+        # A function of its own: jit doesn't know that the interpreter's parameters changed.
+        jax.block_until_ready(jax.jit(lambda batch: gradients(batch))(batch))
+    assert interpret.races is not None
+    assert not interpret.races.races_found
+
+
+def random_members(rng, chunks, words):
+    """Members with full, sparse and empty children; as booleans and as words."""
+    odds = rng.choice([0.0, 0.02, 0.3, 1.0], size=(words, tpu_lists.WORD, 1))
+    members = rng.random((chunks, words, tpu_lists.WORD, CHUNK)) < odds
+    packed = tpu_lists.pack_bits(jnp.moveaxis(jnp.asarray(members), 2, 0))
+    return members.reshape(chunks, -1, CHUNK), packed
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_split_keeps_order_and_merge_is_its_transpose(interpreter, words):
+    rng = np.random.default_rng(words)
+    parents, room, children = np.array([0, 3, 3, 5]), 300, words * tpu_lists.WORD
+    members, packed = random_members(rng, chunks=6, words=words)
+    splats = rng.normal(size=(6, 16, CHUNK)).astype(np.float32)
+    how = tpu_lists.plan(packed, jnp.asarray(parents, jnp.int32), room)
+    lists = np.asarray(jax.jit(tpu_lists.split, static_argnums=2)(splats, how, room))
+    d_lists = rng.normal(size=lists.shape).astype(np.float32)
+    merged = np.asarray(jax.jit(tpu_lists.merge)(d_lists, how))
+    assert how.dropped == 0
+
+    expected = np.zeros((5, 16, CHUNK))
+    for parent in range(3):
+        chunks = slice(parents[parent], parents[parent + 1])
+        joined = np.concatenate([*splats[chunks], np.zeros((16, 0))], axis=-1)
+        for child in range(children):
+            mask = members[chunks, child].reshape(-1)
+            owned = slice(*how.starts[parent * children + child :][:2])
+            columns = np.concatenate([*lists[owned], np.zeros((16, 0))], axis=-1)
+            np.testing.assert_array_equal(columns[:, : mask.sum()], joined[:, mask])
+            assert not columns[:, mask.sum() :].any()
+            pulled = np.zeros((16, mask.size))
+            pulled[:, mask] = np.concatenate([*d_lists[owned], np.zeros((16, 0))], -1)[
+                :, : mask.sum()
+            ]
+            expected[chunks] += pulled.reshape(16, -1, CHUNK).transpose(1, 0, 2)
+    np.testing.assert_allclose(merged[:5], expected, atol=1e-5)
+
+
+def test_what_does_not_fit_is_counted(interpreter):
+    batch = random_scenes(9, images=2, num=200, channels=1, **SMALL)
+    render = jax.jit(rasterize, static_argnames=("width", "height", "capacity"))
+    full, cut = (render(*batch, **SMALL, capacity=capacity) for capacity in (200 * 6, 1))
+    assert not np.any(full.overflow)
+    assert np.any(cut.overflow)
+    assert np.isfinite(cut.color).all()
+
+
+def test_predictions_grow_with_the_scene():
+    few, many = (scenes.sparse(1, num, 128) for num in (500, 5000))
+    for small, large in zip(
+        tpu_costs.predict(few, 128, 128), tpu_costs.predict(many, 128, 128), strict=True
+    ):
+        assert 0 < small.forward_ms < large.forward_ms < large.forward_backward_ms
+
+
+def compile_ahead(chip: str, images: int, **options) -> dict:
+    """`tpu_costs.compile_ahead` in a process of its own, as libtpu stays loaded."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install libtpu compiles for TPUs without one")
+    program = (
+        "import json, sys; from kernels import tpu_costs\n"
+        "options = json.loads(sys.argv[1])\n"
+        "compiled = tpu_costs.compile_ahead(**options)\n"
+        "memory = compiled.memory_analysis()\n"
+        "kernels = [name for name in ('blend_tiles', 'blend_tiles_backward', 'merge_lists',\n"
+        "    'split_lists', 'tile_members') if f'%{name}' in compiled.as_text()]\n"
+        "print(json.dumps(dict(kernels=kernels, bytes=memory.temp_size_in_bytes\n"
+        "    + memory.argument_size_in_bytes + memory.output_size_in_bytes)))"
+    )
+    arguments = json.dumps(dict(chip=chip, images=images, **options))
+    done = subprocess.run(
+        [sys.executable, "-c", program, arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+EVERY_KERNEL = [
+    "blend_tiles",
+    "blend_tiles_backward",
+    "merge_lists",
+    "split_lists",
+    "tile_members",
+]
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_avatar_scene_compiles_ahead(chip):
+    found = compile_ahead(chip, 2)
+    assert found["kernels"] == EVERY_KERNEL
+    assert found["bytes"] < tpu_costs.CHIPS[chip].memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 16, 100])
+@pytest.mark.parametrize("chip", list(tpu_costs.CHIPS))
+def test_avatar_scene_compiles_ahead_for_every_chip(chip, images):
+    found = compile_ahead(chip, images)
+    assert found["kernels"] == EVERY_KERNEL
+    assert found["bytes"] < tpu_costs.CHIPS[chip].memory
+
+
+@pytest.mark.slow
+def test_images_mapped_over_a_mesh_compile_ahead():
+    found = compile_ahead("v5e", 2, devices=4)
+    assert found["kernels"] == EVERY_KERNEL
