@@ -112,7 +112,8 @@ def list_names(root: epath.PathLike) -> list[str]:
     return sorted(
         path.name if path.is_dir() else path.stem
         for path in inputs.iterdir()
-        if path.is_dir() or path.suffix.lower() in PICTURES + VIDEOS
+        if not path.name.startswith(".")
+        and (path.is_dir() or path.suffix.lower() in PICTURES + VIDEOS)
     )
 
 
@@ -330,6 +331,12 @@ class TrackedClip:
         crop: WidenedCrop,
         follow: Callable[[np.ndarray], np.ndarray],
     ) -> Portrait:
+        ymin, ymax, xmin, xmax = self.crop
+        if not (0 <= ymin + ymax < 2 * photo.shape[0] and 0 <= xmin + xmax < 2 * photo.shape[1]):
+            raise ValueError(
+                f"{self._processing}: its crop {self.crop.tolist()} (ymin, ymax, xmin, xmax) lies "
+                f"outside the photo of {photo.shape[1]}x{photo.shape[0]}; is it the one tracked?"
+            )
         tracking = self.tracking(timestep)
         return Portrait(
             image=crop.cut_image(photo),
@@ -424,7 +431,11 @@ def read_picture_folder(
     folder: epath.PathLike,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
     """Yields (index, picture) of `folder` in alphabetical order, as the tracker numbers them."""
-    pictures = sorted(p for p in epath.Path(folder).iterdir() if p.suffix.lower() in PICTURES)
+    pictures = sorted(
+        path
+        for path in epath.Path(folder).iterdir()
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    )
     if not pictures:
         raise FileNotFoundError(f"{folder}: no pictures ({', '.join(PICTURES)}) in it.")
     for index, path in enumerate(pictures):

@@ -62,19 +62,12 @@ _STORAGES = {
 """Element type of each class of storage that a persistent id may name."""
 
 _CONSTANTS = {
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
-    *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *(
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-    ),
-}
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
+    "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+"""Opcodes that push their argument."""
+
 _CONSTANT_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 _DAMAGE = (
@@ -108,8 +101,8 @@ def load_torch_file(path: epath.PathLike) -> Any:
             raise ValueError(f"{path}: {error}") from None
         except _DAMAGE as error:
             raise ValueError(
-                f"{path}: not a whole file as torch.save writes it ({error}); "
-                "copy or download it again."
+                f"{path}: not a whole file as torch.save writes them since PyTorch 1.6 "
+                f"({' '.join(str(error).split())}); copy or download it again."
             ) from None
 
 
@@ -173,7 +166,7 @@ class _Storages:
         return self._archive.read(info)
 
 
-class _Name(str):
+class _Global(str):
     """A global that the pickle names, `module.attribute`; never looked up anywhere."""
 
     __slots__ = ()
@@ -325,11 +318,11 @@ class _Interpreter:
     # Names, calls and states.
 
     def _global(self, argument: str) -> None:
-        self._stack.append(_Name(".".join(argument.split(" "))))
+        self._stack.append(_Global(".".join(argument.split(" "))))
 
     def _stack_global(self, _) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(_Name(f"{module}.{name}"))
+        self._stack.append(_Global(f"{module}.{name}"))
 
     def _reduce(self, _) -> None:
         arguments, name = self._stack.pop(), self._stack.pop()
@@ -373,7 +366,7 @@ class _Interpreter:
                 return _tensor(_expect(storage, np.ndarray), offset, shape, strides)
             case "torch._utils._rebuild_tensor_v3":
                 storage, offset, shape, strides, _, _, dtype = arguments[:7]
-                dtype = str(_expect(dtype, _Name)).removeprefix("torch.")
+                dtype = str(_expect(dtype, _Global)).removeprefix("torch.")
                 if dtype not in _DTYPES:
                     raise _RefusedError(f"a tensor of type torch.{dtype}, which is not known here.")
                 storage = self._storages.as_dtype(_expect(storage, np.ndarray), dtype)

@@ -83,7 +83,7 @@ def test_exact_K_to_the_pixel_for_every_crop_and_the_whole_photo(name):
     K = np.array([[1200.0, 0, 250], [0, 1200, 262], [0, 0, 1]])
     boxes = [crop]
     if crop.ymin >= 0 and crop.ymax <= PHOTO_HEIGHT and crop.xmin >= 0:
-        boxes.append(WidenedCrop.whole_photo(np.array(CROPS[name]), PHOTO_HEIGHT, PHOTO_WIDTH))
+        boxes.append(WidenedCrop.to_box(CROPS[name], (0, PHOTO_HEIGHT, 0, PHOTO_WIDTH)))
     height, width = crop.ymax - crop.ymin, crop.xmax - crop.xmin
     y, x = int(crop.ymin + 0.4 * height), int(crop.xmin + 0.45 * width)
     photo = np.full((PHOTO_HEIGHT, PHOTO_WIDTH, 3), 255, np.uint8)
@@ -278,6 +278,7 @@ def set_field(group, name, value):
         (write("tracking/clip/checkpoint/00000.frame", b"PK"), ValueError, "not a whole file"),
         (save_crop(20, 120, 30), ValueError, "expected four whole numbers"),
         (save_crop(20, 10, 30, 40), ValueError, r"the crop \[20, 10, 30, 40\] .* is empty"),
+        (save_crop(620, 720, 30, 130), ValueError, "outside the photo of 160x140"),
         (set_field("flame", "exp", np.zeros((1, 50), np.float32)), ValueError, r"flame/exp has"),
         (set_field("flame", "jaw", None), ValueError, "no field flame/jaw"),
         (
