@@ -116,11 +116,12 @@ class BatchIterator(grain.DatasetIterator):
             self._reader = None
 
     def _read_from(self, step: int) -> grain.DatasetIterator:
-        # A batch is an element of the source: workers share out whole batches. A few batches are
-        # read ahead, each by one thread; a batch may be a hundred megabytes.
+        # A batch is an element of the source, so that workers share out whole batches. As one may
+        # be a hundred megabytes, little is read ahead: by each worker, or by threads.
         source = dataclasses.replace(self._batches, first_step=step)
-        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        dataset = grain.MapDataset.source(source).to_iter_dataset(threads)
+        ahead = 1 if self._workers else 2
+        options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its flags, in programs without absl too
                 flags.FLAGS.mark_as_parsed()

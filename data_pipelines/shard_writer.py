@@ -22,7 +22,7 @@ from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.record import FIELDS, QUALITY, FrameError, encode_frame
 from data_pipelines.shards import Index, shard_name
-from data_pipelines.storage import load_npz, to_npz, write, written
+from data_pipelines.storage import from_npz, to_npz, write, written
 
 MAX_CLIPS_PER_SHARD = 16
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single, already compressed, images
@@ -77,6 +77,8 @@ def write_shards(
     """
     if not captures.name.isidentifier():
         raise ValueError(f"data set name {captures.name!r}: expected a Python identifier")
+    if captures.num_clips < 1:
+        raise ValueError(f"data set {captures.name} has no clips")
     folder = epath.Path(root) / captures.name
     settings = {
         "format": 1,
@@ -94,7 +96,9 @@ def write_shards(
         with tqdm(total=captures.num_clips, desc=captures.name, unit="clip") as bar:
             for clips in _map(job, len(shards), workers):
                 bar.update(clips)
-        _finish(folder, [load_npz(parts / f"{i:05d}.npz") for i in range(len(shards))])
+        _finish(
+            folder, [from_npz((parts / f"{i:05d}.npz").read_bytes()) for i in range(len(shards))]
+        )
     if parts.exists():
         parts.rmtree()
     return Summary(**json.loads((folder / "summary.json").read_text()))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -28,7 +29,7 @@ from etils import epath
 
 from data_pipelines.frame import Frame
 from data_pipelines.record import FrameError, decode_frame
-from data_pipelines.storage import load_npz, local_copy
+from data_pipelines.storage import from_npz, local_copy
 
 _OPEN_READERS = 128  # per process; the usual limit is 1024 open files
 
@@ -85,7 +86,7 @@ class PreparedSet:
 
     Raises:
       FileNotFoundError: if the folder, or one of its shards, is missing or unfinished.
-      ValueError: if a shard's size is not the one it was written with.
+      ValueError: if the index is damaged, or a shard is not of the size that was written.
     """
 
     def __init__(self, folder: epath.PathLike):
@@ -95,9 +96,18 @@ class PreparedSet:
                 f"{self.folder} holds no finished data set; prepare it with "
                 f"`python -m data_pipelines.prepare`"
             )
-        self.settings = json.loads((self.folder / "settings.json").read_text())
-        self.name: str = self.settings["name"]
-        self.index = Index(**load_npz(self.folder / "index.npz"))
+        try:
+            settings = (self.folder / "settings.json").read_bytes()
+            index = (self.folder / "index.npz").read_bytes()
+            self.settings = json.loads(settings)
+            self.name: str = self.settings["name"]
+            self.index = Index(**from_npz(index))
+        except Exception as e:  # a damaged zip file raises errors of many kinds
+            raise ValueError(
+                f"index.npz or settings.json of {self.folder} is damaged ({_first_line(e)}): copy "
+                "it again, or delete the folder and prepare it again"
+            ) from e
+        self._version = hashlib.sha256(settings + index).hexdigest()
         self._check_shards()
         self._readers = _Readers()
 
@@ -109,7 +119,7 @@ class PreparedSet:
         shard = self.index.shard_of(i)
         path = self._shard(shard)
         try:
-            return self._readers(path, int(self.index.shard_bytes[shard])).read(
+            return self._readers(path, self._version).read(
                 [i - int(self.index.shard_start[shard])]
             )[0]
         except Exception as e:  # ArrayRecord raises RuntimeError, IndexError and others
@@ -199,14 +209,14 @@ class _Readers:
         self._open: collections.OrderedDict[epath.Path, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, path: epath.Path, num_bytes: int) -> Any:
+    def __call__(self, path: epath.Path, version: str) -> Any:
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
             else:
                 # A dropped reader closes itself once the threads that read from it are done.
                 self._open[path] = array_record_module.ArrayRecordReader(
-                    local_copy(path, num_bytes), options="readahead_buffer_size:0"
+                    local_copy(path, version), options="readahead_buffer_size:0"
                 )
                 if len(self._open) > _OPEN_READERS:
                     self._open.popitem(last=False)

@@ -18,14 +18,18 @@ import numpy as np
 from etils import epath
 
 
-def local_copy(path: epath.Path, num_bytes: int) -> str:
-    """A local copy of `path`, or `path` itself if it is local."""
+def local_copy(path: epath.Path, version: str) -> str:
+    """`path` itself if it is local, or else a copy of this `version`, made when first asked for.
+
+    Copies are kept in `$FLEXAVATAR_CACHE` (by default in the temporary folder), which must have
+    room for all that is read.
+    """
     if not _is_remote(path):
         return os.fspath(path)
     cache = Path(os.environ.get("FLEXAVATAR_CACHE", Path(tempfile.gettempdir()) / "flexavatar"))
-    key = hashlib.sha256(os.fspath(path.parent).encode()).hexdigest()[:16]
-    copy = cache / key / path.name
-    if not (copy.exists() and copy.stat().st_size == num_bytes):
+    key = hashlib.sha256(f"{os.fspath(path)} {version}".encode()).hexdigest()
+    copy = cache / key[:16] / path.name
+    if not copy.exists():
         with written(copy) as unfinished, path.open("rb") as f, open(unfinished, "wb") as g:
             shutil.copyfileobj(f, g, 1 << 24)
     return os.fspath(copy)
@@ -72,6 +76,6 @@ def to_npz(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def load_npz(path: epath.Path) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+def from_npz(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)

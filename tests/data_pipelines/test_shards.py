@@ -153,6 +153,12 @@ def test_killed_worker_is_reported_and_leaves_no_rubbish_behind(tmp_path):
     assert len(list((tmp_path / "tiny").iterdir())) == 4 + 5  # shards, and the files beside them
 
 
+def test_nothing_to_write_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="tiny has no clips"):
+        write_shards(TinyCaptures(num_clips=0), tmp_path)
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no frame is left"):
         write_shards(TinyCaptures(num_clips=2, skip=(0, 1)), tmp_path)
@@ -179,6 +185,26 @@ def test_missing_and_cut_shards_are_named_at_the_start(tmp_path):
         PreparedSet(tmp_path / "tiny")
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing"):
+        PreparedSet(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("file", ["index.npz", "settings.json"])
+def test_damaged_index_is_named(tmp_path, file):
+    write_shards(TinyCaptures(), tmp_path)
+    whole = (tmp_path / "tiny" / file).read_bytes()
+    (tmp_path / "tiny" / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"settings.json of {tmp_path}/tiny is damaged"):
+        PreparedSet(tmp_path / "tiny")
+
+
+def test_flipped_bits_of_the_index_are_found(tmp_path):
+    write_shards(TinyCaptures(), tmp_path)
+    path = tmp_path / "tiny" / "index.npz"
+    whole, jaw = path.read_bytes(), PreparedSet(tmp_path / "tiny").index.jaw.tobytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(jaw) + 5] ^= 4
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="is damaged"):
         PreparedSet(tmp_path / "tiny")
 
 
@@ -227,3 +253,17 @@ def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
     assert [remote.record(i) for i in range(20)] == [local.record(i) for i in range(20)]
     assert (epath.Path("s3://bucket/data/tiny") / "dataset_info.json").exists()
     assert not (epath.Path("s3://bucket/data/tiny") / "unfinished").exists()
+
+
+def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    first = PreparedSet(write_to_bucket("s3://other", quality=95)).record(0)
+    epath.Path("s3://other/tiny").rmtree()
+    second = PreparedSet(write_to_bucket("s3://other", quality=20)).record(0)
+    assert first != second
+
+
+def write_to_bucket(root: str, quality: int) -> str:
+    write_shards(TinyCaptures(), root, quality=quality)
+    return f"{root}/tiny"
