@@ -35,7 +35,13 @@ REQUIREMENTS = [
 EXTRAS = {
     "cuda": ["jax[cuda12]>=0.7"],
     "tpu": ["jax[tpu]>=0.7"],
-    "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3", "ruff>=0.14"],
+    "test": [
+        "hypothesis>=6.100",
+        "libtpu>=0.0.30",
+        "pytest>=8.2",
+        "pytest-timeout>=2.3",
+        "ruff>=0.14",
+    ],
 }
 
 setup(
