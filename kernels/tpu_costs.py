@@ -53,10 +53,10 @@ bfloat16 rate and memory; the clock follows from the bfloat16 rate and the numbe
 matrix units (four a core; 128x128, v6e 256x256); the vector unit is that of Austin et al., How to
 Scale Your Model (2025), chapter 2."""
 
-# Vector operations, counted in the kernels' source.
-FORWARD_OPS = 50
+# Vector operations, as libtpu 0.0.52 schedules the kernels for v5e.
+FORWARD_OPS = 46
 """For a splat at a pixel, forward."""
-BACKWARD_OPS = 110
+BACKWARD_OPS = 86
 """For a splat at a pixel, backward."""
 MATRIX_OPS = 3
 """For an element of a 0-1 matrix: compare, select, convert."""
