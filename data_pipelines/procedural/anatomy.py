@@ -13,6 +13,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from jaxtyping import Float
 
 from data_pipelines.head_mesh import (
     EYE_OFFSET,
@@ -91,8 +92,13 @@ def _closed(rows: int, columns: int) -> np.ndarray:
     return grid.ravel()
 
 
-def neutral_vertices(shape: HeadShape, ear_size: float, ears_out: float) -> np.ndarray:
-    """[V, 3] a person's vertices at rest: lips and lids closed, eyes straight ahead."""
+def neutral_vertices(
+    shape: HeadShape, ear_size: float, ears_out: float
+) -> Float[np.ndarray, "v 3"]:
+    """A person's vertices at rest: lips and lids closed, eyes straight ahead; metres, head frame.
+
+    `ear_size` and `ears_out`, how far the ears stand off, are ratios to the average.
+    """
     a = anatomy()
     vertices = head_surface(a.u, a.v, shape) + a.offset
     skin = vertices[a.skin]
@@ -103,8 +109,8 @@ def neutral_vertices(shape: HeadShape, ear_size: float, ears_out: float) -> np.n
     return vertices
 
 
-def eye_centers(shape: HeadShape) -> np.ndarray:
-    """[2, 3] centres of the left and the right eyeball."""
+def eye_centers(shape: HeadShape) -> Float[np.ndarray, "2 3"]:
+    """Centres of the left and the right eyeball."""
     u = _u_at(EYE_ROW, EYE_OFFSET)
     sockets = head_surface(np.array([u, 1 - u]), np.full(2, EYE_ROW), shape)
     return sockets - [0, 0, EYE_RADIUS - EYE_BULGE]

@@ -88,52 +88,35 @@ def ends(theta: np.ndarray, person: Person) -> np.ndarray:
 
 
 def _shell(person: Person) -> HairMesh:
+    """The sheet of hair, rows from the crown to where it ends, columns round the head."""
     hair = person.hair
     rng = np.random.default_rng([person.texture_seed, 1])
     columns, rows = 97, 30
-    # Columns gather where the hair opens to show the face.
+    # Columns gather where the hair opens to show the face, rows at the rim, which is round.
     t = np.linspace(-1, 1, columns)
     theta = np.pi * (t - 0.35 / (2 * np.pi) * np.sin(4 * np.pi * t) * (np.abs(t) < 0.5))
-    end = ends(theta, person)
-    if hair.length > 0 or hair.fringe > 0:
-        tips = waves(np.stack([np.cos(theta), np.sin(theta)], -1), rng, 0.35)
-        end = end + (0.006 + 0.5 * hair.curl) * tips
     s = np.linspace(0, 1, rows)
-    # Rows gather at the rim, where the shell rounds off.
-    s = s + 0.12 * np.sin(2 * np.pi * s) / (2 * np.pi) * 2
+    s = s + 0.24 * np.sin(2 * np.pi * s) / (2 * np.pi)
+
+    end = ends(theta, person)
+    ragged = waves(np.stack([np.cos(theta), np.sin(theta)], -1), rng, 0.35)
+    if hair.length > 0 or hair.fringe > 0:
+        end = end + (0.006 + 0.5 * hair.curl) * ragged
+    hangs = smoothstep(0, 0.06, end - HANGING_LINE) * (hair.length > 0)
     tau = s[:, None] * end
     theta = np.broadcast_to(theta, tau.shape)
     u = surface_u(theta)
 
-    scalp = head_surface(u, np.minimum(tau, HANGING_LINE), person.shape)
-    on_head = head_surface(u, np.minimum(tau, 1.0), person.shape)
-    hangs = smoothstep(0, 0.06, end - HANGING_LINE) * (hair.length > 0)
-    fallen = np.maximum(tau - HANGING_LINE, 0)
-    if hair.length > 0:
-        below = scalp + np.stack([0 * tau, -DROP * fallen, 0 * tau], -1)
-        spread = 1 + hair.flare * np.sqrt(np.minimum(DROP * fallen / 0.12, 1.5))
-        below = below * np.stack([spread, 1 + 0 * spread, spread], -1)
-        blend = hangs[None, :, None]
-        base = np.where(tau[..., None] > HANGING_LINE, blend * below + (1 - blend) * on_head, scalp)
-    else:
-        base = on_head
-
+    base = _inside(u, tau, hangs, person)
     out = base - _CENTER
     out[..., 1] *= 1 - smoothstep(0.2, 0.5, tau)
     out /= np.linalg.norm(out, axis=-1, keepdims=True)
-    sideways = smoothstep(0.10, 0.30, tau) * smoothstep(35, 70, np.degrees(np.abs(theta)))
-    thickness = hair.thickness * (1 + (hair.sides - 1) * sideways)
-    thickness = thickness + _top(base, tau, theta, hair)
-    if hair.curl > 0:
-        locks = waves(base, rng, 0.024, 12) + 0.6 * waves(base, rng, 0.012, 12)
-        thickness = thickness + hair.curl * np.clip(locks, -1.2, 1.6)
-    else:
-        thickness = thickness * (1 + 0.10 * waves(base, rng, 0.06))
-    rim = np.sqrt(np.clip(1 - s**6, 0, 1))[:, None]
-    rim = np.maximum(rim, hangs) * 0.94 + 0.06
-    points = base + out * (thickness * rim + 0.0005)[..., None]
+    # The rim closes on the skin, unless it hangs free.
+    rim = np.maximum(np.sqrt(np.clip(1 - s**6, 0, 1))[:, None], hangs)
+    off = _thickness(base, tau, theta, hair, rng) * (0.06 + 0.94 * rim) + 0.0005
+    points = base + out * off[..., None]
 
-    grid = np.arange(points[..., 0].size).reshape(tau.shape)
+    grid = np.arange(tau.size).reshape(tau.shape)
     twins = grid.copy()
     twins[:, -1] = grid[:, 0]
     twins[0] = np.minimum(grid[0], grid[0, ::-1])
@@ -143,6 +126,30 @@ def _shell(person: Person) -> HairMesh:
         sheet(rows, columns),
         twins.ravel(),
     )
+
+
+def _inside(u: np.ndarray, tau: np.ndarray, hangs: np.ndarray, person: Person) -> np.ndarray:
+    """The shell's inner surface: the scalp, and where hair hangs a curtain below it."""
+    scalp = head_surface(u, np.minimum(tau, 1.0), person.shape)
+    curtain = head_surface(u, np.minimum(tau, HANGING_LINE), person.shape)
+    drop = DROP * np.maximum(tau - HANGING_LINE, 0)
+    spread = 1 + person.hair.flare * np.sqrt(np.minimum(drop / 0.12, 1.5))
+    curtain = curtain * np.stack([spread, np.ones_like(drop), spread], -1)
+    curtain[..., 1] -= drop
+    return hangs[:, None] * curtain + (1 - hangs[:, None]) * scalp
+
+
+def _thickness(
+    base: np.ndarray, tau: np.ndarray, theta: np.ndarray, hair: Hair, rng: np.random.Generator
+) -> np.ndarray:
+    """Metres from the shell's inner to its outer surface."""
+    sideways = smoothstep(0.10, 0.30, tau) * smoothstep(35, 70, np.degrees(np.abs(theta)))
+    thickness = hair.thickness * (1 + (hair.sides - 1) * sideways)
+    thickness = thickness + _top(base, tau, theta, hair)
+    if hair.curl > 0:
+        locks = waves(base, rng, 0.024, 12) + 0.6 * waves(base, rng, 0.012, 12)
+        return thickness + hair.curl * np.clip(locks, -1.2, 1.6)
+    return thickness * (1 + 0.10 * waves(base, rng, 0.06))
 
 
 def _top(base: np.ndarray, tau: np.ndarray, theta: np.ndarray, hair: Hair) -> np.ndarray:

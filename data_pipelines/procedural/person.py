@@ -32,6 +32,7 @@ class Hair:
       strands: contrast of the strands' colours.
       sides: share of the thickness that the sides of the head keep.
       painted: density of the hair painted on the scalp, 0 to 1.
+      flare: how much wider hanging hair gets towards its ends, a ratio.
     """
 
     style: str

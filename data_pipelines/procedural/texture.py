@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from jaxtyping import Float
 
 from data_pipelines.head_mesh import (
     EYE_HEIGHT,
@@ -27,7 +28,7 @@ from data_pipelines.procedural.person import Person
 IRIS_RADIUS, PUPIL_RADIUS = 0.0066, 0.0028
 
 
-def paint(person: Person, side: int) -> np.ndarray:
+def paint(person: Person, side: int) -> Float[np.ndarray, "h w 4"]:
     """[1.25 side, 2 side, 4] float32 texture, laid out as in `atlas`."""
     texture = atlas.empty(side)
     scalp = _hair_color(person, side)
