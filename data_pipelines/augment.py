@@ -80,5 +80,6 @@ def _turn_hue(
     ) / jnp.where(chroma == 0, 1, chroma)
     sixth += jnp.where(value == red, 0.0, jnp.where(value == green, 2.0, 4.0))
     # Each channel falls from `value` by the chroma at a distance of two sixths from its own hue.
-    k = (jnp.array([5.0, 3.0, 1.0]) + sixth + 6 * turn) % 6
+    k = jnp.array([5.0, 3.0, 1.0]) + sixth + 6 * turn
+    k -= 6 * jnp.floor(k / 6)
     return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)

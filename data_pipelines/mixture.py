@@ -61,8 +61,8 @@ def make_iterator(
       global_batch: examples a step, over all processes.
       process_index, process_count: this process among those that share a step; each reads its own
         examples, and together they read what a single one would.
-      workers: processes that read and decode, instead of data.workers; 0 reads in threads of this
-        process.
+      workers: processes that read and decode, instead of data.workers, and pass batches on through
+        shared memory (each holds up to three); 0 reads in threads of this process.
 
     Raises:
       FileNotFoundError, ValueError: a data set or a config field is not as it must be; while

@@ -117,11 +117,9 @@ class PreparedSet:
     def record(self, i: int) -> bytes:
         """Record `i` as stored; raises `RecordError` if its shard cannot give it back."""
         shard = self.index.shard_of(i)
-        path = self._shard(shard)
+        place = i - int(self.index.shard_start[shard])
         try:
-            return self._readers(path, self._version).read(
-                [i - int(self.index.shard_start[shard])]
-            )[0]
+            return self._readers(self._shard(shard), self._version).read([place])[0]
         except Exception as e:  # ArrayRecord raises RuntimeError, IndexError and others
             raise self._bad(i, FrameError("record", f"it cannot be read ({_first_line(e)})")) from e
 

@@ -151,16 +151,17 @@ def test_worker_processes_do_not_change_the_stream(root):
 
 
 def test_twenty_restarts_at_random_moments_do_not_change_the_stream(root):
-    expected = take(make_iterator(config(root), seed=5, global_batch=4), 60)
+    few = config(root, targets=1)
+    expected = take(make_iterator(few, seed=5, global_batch=2), 40)
     rng, found, state = np.random.default_rng(0), [], {"step": 0}
     for _ in range(20):
-        iterator = make_iterator(config(root), seed=5, global_batch=4)
+        iterator = make_iterator(few, seed=5, global_batch=2)
         iterator.set_state(json.loads(json.dumps(state)))
-        found += take(iterator, int(rng.integers(0, 4)))
+        found += take(iterator, int(rng.integers(0, 3)))
         state = iterator.get_state()
         take(iterator, int(rng.integers(0, 3)))  # done after the last checkpoint, and lost
         iterator.close()
-    assert 10 < len(found) < 60
+    assert 10 < len(found) <= 40
     assert_same(expected[: len(found)], found)
 
 
