@@ -136,8 +136,8 @@ def test_predictions_grow_with_the_scene():
         assert 0 < small.forward_ms < large.forward_ms < large.forward_backward_ms
 
 
-def compile_ahead(chip: str, images: int, **options) -> dict:
-    """`tpu_costs.compile_ahead` in a process of its own, as libtpu stays loaded."""
+def compiled_bytes(chip: str, images: int, **options) -> int:
+    """Memory that `tpu_costs.compile_ahead` says is needed; in a process that libtpu stays in."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install libtpu compiles for TPUs without one")
     program = (
@@ -145,10 +145,8 @@ def compile_ahead(chip: str, images: int, **options) -> dict:
         "options = json.loads(sys.argv[1])\n"
         "compiled = tpu_costs.compile_ahead(**options)\n"
         "memory = compiled.memory_analysis()\n"
-        "kernels = [name for name in ('blend_tiles', 'blend_tiles_backward', 'merge_lists',\n"
-        "    'split_lists', 'tile_members') if f'%{name}' in compiled.as_text()]\n"
-        "print(json.dumps(dict(kernels=kernels, bytes=memory.temp_size_in_bytes\n"
-        "    + memory.argument_size_in_bytes + memory.output_size_in_bytes)))"
+        "print(memory.temp_size_in_bytes + memory.argument_size_in_bytes\n"
+        "    + memory.output_size_in_bytes)"
     )
     arguments = json.dumps(dict(chip=chip, images=images, **options))
     done = subprocess.run(
@@ -159,35 +157,21 @@ def compile_ahead(chip: str, images: int, **options) -> dict:
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-EVERY_KERNEL = [
-    "blend_tiles",
-    "blend_tiles_backward",
-    "merge_lists",
-    "split_lists",
-    "tile_members",
-]
+    return int(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_avatar_scene_compiles_ahead(chip):
-    found = compile_ahead(chip, 2)
-    assert found["kernels"] == EVERY_KERNEL
-    assert found["bytes"] < tpu_costs.CHIPS[chip].memory
+    assert compiled_bytes(chip, images=1) < tpu_costs.CHIPS[chip].memory
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 16, 100])
 @pytest.mark.parametrize("chip", list(tpu_costs.CHIPS))
-def test_avatar_scene_compiles_ahead_for_every_chip(chip, images):
-    found = compile_ahead(chip, images)
-    assert found["kernels"] == EVERY_KERNEL
-    assert found["bytes"] < tpu_costs.CHIPS[chip].memory
+def test_batches_compile_ahead_for_every_chip(chip, images):
+    assert compiled_bytes(chip, images) < tpu_costs.CHIPS[chip].memory
 
 
 @pytest.mark.slow
 def test_images_mapped_over_a_mesh_compile_ahead():
-    found = compile_ahead("v5e", 2, devices=4)
-    assert found["kernels"] == EVERY_KERNEL
+    assert compiled_bytes("v5e", images=2, devices=4) < tpu_costs.CHIPS["v5e"].memory
