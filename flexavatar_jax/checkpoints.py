@@ -225,7 +225,11 @@ class Checkpoints:
 
 
 def load_model(
-    workdir: epath.PathLike, step: int | None = None, dinov2_base: str = ""
+    workdir: epath.PathLike,
+    step: int | None = None,
+    dinov2_base: epath.PathLike = "",
+    *,
+    encoder_network: bool = True,
 ) -> LoadedModel:
     """Restores a model for inference from a run's folder.
 
@@ -233,6 +237,7 @@ def load_model(
       workdir: of a training run or of an import.
       step: which checkpoint; by default the newest.
       dinov2_base: where DINOv2's weights are now, if not at the config's `frozen.dinov2_base`.
+      encoder_network: whether to load them at all (not needed to look at parameters).
 
     Raises:
       FileNotFoundError: no run, no checkpoint, or no weights of a frozen network there.
@@ -240,7 +245,7 @@ def load_model(
     """
     config = read_config(workdir)
     if dinov2_base:
-        config.frozen.dinov2_base = dinov2_base
+        config.frozen.dinov2_base = os.fspath(dinov2_base)
     template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
     if not (epath.Path(workdir) / "checkpoints").exists():
         raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
@@ -250,15 +255,17 @@ def load_model(
         raise FileNotFoundError(
             f"{checkpoints.directory} has no checkpoint" + (f" of step {step}" if step else "")
         )
-    model = FlexAvatar(config.model, template, rngs=nnx.Rngs(0))
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        nnx.state(model, nnx.Param),
+    # Shapes alone: initialising what is about to be restored would take longer than all the rest.
+    graph, shapes = nnx.split(
+        nnx.eval_shape(lambda: FlexAvatar(config.model, template, rngs=nnx.Rngs(0)))
     )
-    nnx.update(model, checkpoints.restore_params(step, abstract))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    model = nnx.merge(graph, checkpoints.restore_params(step, abstract))
     progress = checkpoints.progress(step)
     checkpoints.close()
-    return LoadedModel(model, config, step, progress, load_encoder_network(config))
+    network = load_encoder_network(config) if encoder_network else None
+    return LoadedModel(model, config, step, progress, network)
 
 
 def _pure(tree: Any) -> list[Any]:

@@ -74,13 +74,16 @@ def patch_features(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arra
     Any size of image goes: it is resized bilinearly with antialiasing. No gradient is defined
     through it, as none is needed.
     """
-    size = BASE.image_size
-    image = jax.image.resize(
-        image.astype(jnp.float32), (image.shape[0], size, size, 3), "bilinear", antialias=True
-    )
-    tokens = _run(params["blocks"], _embed(params, image))
+    tokens = _run(params["blocks"], _embed(params, encoder_input(image)))
     tokens = layer_norm(tokens, params["norm"])[:, 1 + BASE.registers :]
-    return jax.lax.stop_gradient(rearrange(tokens, "b (h w) c -> b h w c", h=size // PATCH))
+    side = BASE.image_size // PATCH
+    return jax.lax.stop_gradient(rearrange(tokens, "b (h w) c -> b h w c", h=side))
+
+
+def encoder_input(image: Float[Array, "b h w 3"]) -> Float[Array, "b 224 224 3"]:
+    """An image as `patch_features` resizes it, before it is normalised."""
+    shape = (image.shape[0], BASE.image_size, BASE.image_size, 3)
+    return jax.image.resize(image.astype(jnp.float32), shape, "bilinear", antialias=True)
 
 
 def perceptual_features(

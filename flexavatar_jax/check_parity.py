@@ -1,0 +1,197 @@
+"""Checks model and frozen networks against reference outputs, with weights made by a rule.
+
+    python -m flexavatar_jax.check_parity --shared ../shared [--salt S --case DIR]
+
+The weights are written to files as they are published, read by the importer, and run in float32.
+Prints a table of relative errors (norm of the difference over norm); exits 1 if one is too large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from flexavatar_jax import cli
+from flexavatar_jax.checkpoints import load_model
+from flexavatar_jax.encoder import plucker_map
+from flexavatar_jax.frozen import dinov2, hiera
+from flexavatar_jax.import_flex1 import import_checkpoint
+from flexavatar_jax.losses import dino_loss, sam_loss
+from flexavatar_jax.parity_rule import rule_weights
+
+GAUSSIAN_TOLERANCE = 2e-5
+TOLERANCE = 5e-6
+
+
+class Result(NamedTuple):
+    """One compared output."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+class Case(NamedTuple):
+    """Inputs and reference outputs of one salt."""
+
+    image: np.ndarray
+    model: dict[str, np.ndarray]
+    frozen: dict[str, np.ndarray]
+
+
+def read_case(folder: Path) -> Case:
+    """Reads input.png, parity.npz and frozen_parity.npz."""
+    for name in ("input.png", "parity.npz", "frozen_parity.npz"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; it must hold a case's three files")
+    with Image.open(folder / "input.png") as image:
+        pixels = np.asarray(image.convert("RGB"), np.float32)[None] / 255
+    with (
+        np.load(folder / "parity.npz") as model,
+        np.load(folder / "frozen_parity.npz") as frozen,
+    ):
+        return Case(pixels, dict(model), dict(frozen))
+
+
+def check_model(published: Path, case: Case, salt: str) -> Iterator[Result]:
+    """Compares the model's outputs; `published` has manifest, model_config.json and template."""
+    inputs = case.model
+    with tempfile.TemporaryDirectory() as folder:
+        model = _import_rule_model(published, Path(folder), salt)
+    cam2head = jnp.asarray(inputs["cam2flame"][None], jnp.float32)
+    K = jnp.asarray(inputs["K"][None], jnp.float32)
+    rays = jax.jit(plucker_map, static_argnums=(2, 3))(cam2head, K, *case.image.shape[1:3])
+    rays = rearrange(rays[0], "h w c -> c h w")[:, ::37, ::41]
+    yield _compare("plucker_s", rays, inputs["plucker_s"], TOLERANCE)
+
+    features = rearrange(inputs["features"], "1 b c h w -> b h w c")
+    code = nnx.jit(type(model).encode)(model, case.image, cam2head, K, features)
+    yield _compare("avatar_code", code[0, ::4], inputs["avatar_code"], TOLERANCE)
+
+    decode = nnx.jit(type(model).decode)
+    for suffix, source in (("3d", MULTI_VIEW), ("2d", MONOCULAR)):
+        gaussians = decode(model, code, inputs["expr"], jnp.array([source]))
+        for name, values in (
+            ("positions", gaussians.means),
+            ("scales", gaussians.scales),
+            ("rotations", gaussians.quats),
+            ("colors", gaussians.colors),
+            ("opacities", gaussians.opacities[..., None]),
+        ):
+            name = f"{name}_{suffix}"
+            yield _compare(name, values[0, :, ::8], inputs[name], GAUSSIAN_TOLERANCE)
+
+
+def check_frozen_networks(case: Case, salt: str) -> Iterator[Result]:
+    """Compares the frozen networks' outputs, read from files as Hugging Face publishes them."""
+    expected, image = case.frozen, jnp.asarray(case.image)
+    other = 0.8 * image + 0.1
+    with tempfile.TemporaryDirectory() as folder:
+
+        def write(shapes: dict[str, tuple[int, ...]]) -> Path:
+            path = Path(folder) / "model.safetensors"
+            save_file(rule_weights(shapes, salt), path)
+            return path
+
+        params = dinov2.load(write(dinov2.shapes(dinov2.BASE)), dinov2.BASE)
+        small = jax.jit(dinov2.encoder_input)(image)
+        name = "dinov2_reg_base_input224"
+        yield _compare(name, rearrange(small, "b h w c -> b c h w"), expected[name], TOLERANCE)
+        tokens = jax.jit(dinov2.patch_features)(params, image)
+        name = "dinov2_reg_base_patch_tokens"
+        yield _compare(name, rearrange(tokens, "b h w c -> b (h w) c"), expected[name], TOLERANCE)
+
+        params = dinov2.load(write(dinov2.shapes(dinov2.SMALL)), dinov2.SMALL)
+        states = jax.jit(dinov2.perceptual_features)(params, image[:, 4:508, 4:508])
+        name = "dinov2_small_hidden_5_8_11"
+        yield _compare(name, jnp.concatenate(states, axis=1)[:, ::7], expected[name], TOLERANCE)
+        name = "dinov2_small_l1_of_0.8x+0.1"
+        yield _compare(name, jax.jit(dino_loss)(params, image, other), expected[name], TOLERANCE)
+
+        params = hiera.load(write(hiera.shapes()))
+        embedding = jax.jit(hiera.image_embedding)(params, image)
+        embedding = rearrange(embedding, "b h w c -> b c h w")[:, :, ::4, ::4]
+        name = "sam2_small_image_embed_s4"
+        yield _compare(name, embedding, expected[name], TOLERANCE)
+        name = "sam2_small_l1_of_0.8x+0.1"
+        yield _compare(name, jax.jit(sam_loss)(params, image, other), expected[name], TOLERANCE)
+
+
+def _import_rule_model(published: Path, folder: Path, salt: str) -> nnx.Module:
+    """The model with weights by the rule, written, imported and restored; folded for inference."""
+    manifest = json.loads((published / "manifest.json").read_text())
+    save_file(rule_weights(manifest, salt), folder / "model.safetensors")
+    import_checkpoint(
+        folder / "model.safetensors",
+        published / "model_config.json",
+        published / "gghead_template.obj",
+        folder / "run",
+        dtype="float32",
+    )
+    save_file(rule_weights(dinov2.shapes(dinov2.BASE), salt), folder / "dinov2_base.safetensors")
+    return load_model(folder / "run", dinov2_base=folder / "dinov2_base.safetensors").model.folded()
+
+
+def _compare(name: str, found: jax.Array, expected: np.ndarray, tolerance: float) -> Result:
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if found.shape != expected.shape:
+        raise ValueError(f"{name} must have shape {list(found.shape)}, not {list(expected.shape)}")
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    return Result(name, float(error), tolerance)
+
+
+def check(shared: Path, case: Path | None, salt: str) -> bool:
+    """Prints the table of errors; says whether all are within their tolerances."""
+    published = shared / "flex1"
+    if not (published / "manifest.json").is_file():
+        raise FileNotFoundError(f"no flex1/manifest.json in --shared {shared}")
+    reference = read_case(published if case is None else case)
+    print(f"{'output':30} {'error':>9} {'allowed':>9}")
+    results = []
+    outputs = len(reference.model) - len(("cam2flame", "K", "expr", "features"))
+    outputs += len(reference.frozen)
+    with tqdm(total=outputs, desc="comparing", unit="output") as bar:
+        for part in (
+            check_model(published, reference, salt),
+            check_frozen_networks(reference, salt),
+        ):
+            for result in part:
+                results.append(result)
+                verdict = "" if result.ok else "  OVER"
+                bar.write(f"{result.name:30} {result.error:9.1e} {result.tolerance:9.0e}{verdict}")
+                bar.update()
+    return all(result.ok for result in results)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m flexavatar_jax.check_parity", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("--shared", type=Path, required=True, help="folder with flex1/")
+    parser.add_argument("--salt", default="public", help="which weights the rule makes")
+    parser.add_argument("--case", type=Path, help="folder of the salt's references")
+    args = parser.parse_args(argv)
+    sys.exit(0 if cli.guard(lambda: check(args.shared, args.case, args.salt)) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Exports weights trained here under the published names, so that they run in the authors' code.
+
+    python -m flexavatar_jax.export_flex1 runs/mine --out mine.safetensors
+
+The file is a state dict for FLEX-1's PyTorch model, complete with the tensors that have no effect:
+an imported model's own ones, else zeros (and the constant filter).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from flexavatar_jax import cli
+from flexavatar_jax.checkpoints import load_model
+from flexavatar_jax.import_flex1 import UNUSED_FILE
+from flexavatar_jax.published_names import (
+    RESAMPLE_FILTER,
+    flatten,
+    unused_shapes,
+    used_tensors,
+)
+
+
+def export_checkpoint(
+    workdir: epath.PathLike, out: epath.PathLike, step: int | None = None
+) -> None:
+    """Writes the parameters of a run (by default its newest checkpoint) as .safetensors.
+
+    Raises:
+      FileNotFoundError: no run, or no checkpoint.
+      ValueError: the checkpoint is damaged, or `out` is no .safetensors file.
+    """
+    out = epath.Path(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must end in .safetensors")
+    loaded = load_model(workdir, step, encoder_network=False)
+    kept = epath.Path(workdir) / UNUSED_FILE
+    unused = load_file(kept) if kept.exists() else {}
+    state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        save_file(state_dict, temporary)
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(
+    params: nnx.State, config: ml_collections.ConfigDict, unused: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The published state dict of a model of `config` (an experiment's `model`).
+
+    `unused` are values of tensors without effect; those it lacks are zeros.
+    """
+    values = flatten(jax.device_get(params))
+    state_dict = {tensor.name: tensor.publish(values) for tensor in used_tensors(config)}
+    for name, shape in unused_shapes(config).items():
+        fresh = RESAMPLE_FILTER if name.endswith("resample_filter") else np.zeros(shape, np.float32)
+        state_dict[name] = unused.get(name, fresh)
+    return state_dict
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m flexavatar_jax.export_flex1", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("workdir", help="folder of a training run or an import")
+    parser.add_argument("--out", required=True, help=".safetensors file to write")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    args = parser.parse_args(argv)
+    cli.guard(lambda: export_checkpoint(args.workdir, args.out, args.step))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
