@@ -14,3 +14,18 @@ def shared_dir() -> Path:
         if candidate and (Path(candidate) / "flex1").is_dir():
             return Path(candidate)
     pytest.skip("parity data not found: set FLEXAVATAR_SHARED to the folder with flex1/ and real/")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_each_program_once(tmp_path_factory):
+    """Tests that train the same small model share its compiled programs, in subprocesses too."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    os.environ |= settings
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

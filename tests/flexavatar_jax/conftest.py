@@ -14,7 +14,13 @@ def tiny_data(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     for captures in procedural_sets(
-        size=32, seed=0, monocular_people=4, multiview_people=2, test_people=2, timesteps=2
+        size=32,
+        monocular_people=4,
+        multiview_people=2,
+        test_people=2,
+        monocular_timesteps=3,
+        multiview_timesteps=2,
+        test_timesteps=1,
     ):
         write_shards(captures, root)
     return root
