@@ -18,6 +18,7 @@ over the mesh.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from typing import NamedTuple
@@ -108,6 +109,7 @@ def _block_members(
     return jnp.stack(words, axis=1)
 
 
+@functools.partial(jax.jit, static_argnames=("width", "height", "capacity"))
 def tile_lists(
     splats: Splats, order: Int[Array, "N"], *, width: int, height: int, capacity: int
 ) -> TileLists:

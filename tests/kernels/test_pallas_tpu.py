@@ -37,7 +37,7 @@ def interpreter(backend):
 
 def test_images_and_gradients_are_the_oracles(interpreter):
     batch = random_scenes(0, images=20, num=50, channels=3, **SMALL)
-    check_against_oracle(batch, 0, **SMALL)
+    check_against_oracle(batch, 0, capacity=50 * 6, **SMALL)
 
 
 @pytest.mark.slow
@@ -46,12 +46,12 @@ def test_images_and_gradients_are_the_oracles(interpreter):
 )
 def test_many_images_and_gradients_are_the_oracles(interpreter, channels, antialiased, images):
     batch = random_scenes(channels, images, num=50, channels=channels, **SMALL)
-    check_against_oracle(batch, 1, antialiased=antialiased, **SMALL)
+    check_against_oracle(batch, 1, antialiased=antialiased, capacity=50 * 6, **SMALL)
 
 
 def test_lists_of_several_chunks_and_blocks(interpreter):
     batch = random_scenes(4, images=3, num=400, channels=3, **TWO_BLOCKS)
-    check_against_oracle(batch, 4, **TWO_BLOCKS)
+    check_against_oracle(batch, 4, capacity=400 * 20, **TWO_BLOCKS)
 
 
 def gradients(batch):
