@@ -104,3 +104,12 @@ def test_bicubic_resampling_is_pytorchs():
     np.testing.assert_allclose(
         resize_bicubic(x, 3, antialias=True)[1, :, 0], [33.8335, 42.0886, 50.8898], atol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_sam_loss_has_finite_gradients_all_over_the_image(image):
+    params = hiera.fold(rule_weights(hiera.shapes()))
+    gradient = jax.jit(jax.grad(sam_loss, argnums=1))(params, image, 0.8 * image + 0.1)
+    assert np.isfinite(gradient).all()
+    tiles = np.abs(gradient).reshape(16, 32, 16, 32, 3).max(axis=(1, 3, 4))
+    assert (tiles > 0).all()
