@@ -146,7 +146,7 @@ void Bin(Device& device, const Binning& bin) {
   auto* keys = device.template Scratch<uint32_t>(bin.capacity);
   auto* sorted_keys = device.template Scratch<uint32_t>(bin.capacity);
   auto* slots = device.template Scratch<int>(bin.capacity);
-  device.Fill(keys, 0xFF, bin.capacity);
+  device.Fill(keys, 0xFF, bin.capacity * sizeof(uint32_t));
   device.Each(splats, WriteSlots{bin, order, ends, keys, slots});
   device.SortPairs(keys, sorted_keys, slots, bin.slots, bin.capacity, BitsOf(tiles));
   device.Each(tiles, FindRanges{bin, sorted_keys});

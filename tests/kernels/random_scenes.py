@@ -1,0 +1,142 @@
+"""Small random scenes of every awkward kind, and how far from the oracle a backend may be."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import oracle, rasterize, rasterizer
+from kernels.scenes import Scene
+
+KINDS = (
+    "ordinary",
+    "deep",  # all on one ray, opaque enough for pixels to end
+    "huge",  # larger than the image
+    "needles",  # a thousand times longer than wide
+    "points",  # no extent of their own
+    "scattered",  # mostly off the image, some behind the camera
+    "faint",  # around 1/255
+    "ties",  # in pairs of equal depth
+    "nothing",  # not one is drawn
+)
+
+
+def random_scenes(
+    seed: int, images: int, num: int, channels: int, width: int, height: int
+) -> Scene:
+    """A batch of scenes, each of a kind of its own; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    scenes = [_scene(rng, rng.choice(KINDS), num, channels, width, height) for _ in range(images)]
+    return Scene(*(np.stack(arrays).astype(np.float32) for arrays in zip(*scenes, strict=True)))
+
+
+def _scene(rng, kind, num, channels, width, height) -> Scene:
+    means = rng.normal(0.0, [0.4, 0.4, 0.5], (num, 3))
+    scales = 0.1 * np.exp(0.7 * rng.normal(size=(num, 3)))
+    opacities = rng.uniform(0.1, 1.0, num)
+    if kind == "deep":
+        means[:, :2] *= 0.02
+        opacities = rng.uniform(0.5, 1.0, num)
+    elif kind == "huge":
+        scales *= 30.0
+    elif kind == "needles":
+        scales *= [5.0, 5e-3, 5e-3]
+    elif kind == "points":
+        scales *= 1e-6
+    elif kind == "scattered":
+        means *= [6.0, 6.0, 6.0]
+    elif kind == "faint":
+        opacities = rng.uniform(0.5, 4.0, num) / 255
+    elif kind == "ties":
+        means[1::2, 2] = means[: num - 1 : 2, 2][: len(means[1::2])]
+    elif kind == "nothing":
+        opacities = np.zeros(num)
+    # An upright camera, so that equal z stays equal in float32.
+    viewmat = np.eye(4)
+    viewmat[:3, 3] = rng.uniform([-0.2, -0.2, 2.0], [0.2, 0.2, 3.0])
+    focal = rng.uniform(0.8, 2.0) * max(width, height)
+    K = np.array([[focal, 0, width * 0.47], [0, 1.1 * focal, height * 0.55], [0, 0, 1]])
+    return Scene(
+        means, rng.normal(size=(num, 4)), scales, opacities,
+        rng.uniform(-1.0, 1.0, (num, channels)), viewmat, K,
+    )  # fmt: skip
+
+
+@functools.cache
+def _compiled(width: int, height: int, antialiased: bool, capacity: int, backend: Backend):
+    """Gradients of sum(weights * outputs) by every input, and the outputs, compiled once."""
+
+    def loss(inputs, weights):
+        *arrays, background = inputs
+        out = rasterize(
+            *arrays, background=background, width=width, height=height,
+            antialiased=antialiased, capacity=capacity,
+        )  # fmt: skip
+        return sum(jnp.sum(w * a) for w, a in zip(weights, out[:3], strict=True)), out
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def check_against_oracle(
+    scenes: Scene, seed: int, *, width: int, height: int, antialiased: bool = False, capacity: int
+) -> None:
+    """Images to a mean of 2e-5 and a maximum of 5e-3, gradients to 1e-3 of their size.
+
+    The scenes take turns in whose gradient is compared, means, quats and so on, with the oracle's
+    central difference along a random direction. Pixels where rounding may decide what is drawn
+    count in neither.
+    """
+    rng = np.random.default_rng(seed)
+    images, channels = len(scenes.means), scenes.colors.shape[-1]
+    inputs = (*scenes, rng.uniform(size=(images, channels)).astype(np.float32))
+
+    def oracle_render(arrays):
+        *arrays, background = arrays
+        return oracle.render(
+            *arrays, background=background, width=width, height=height, antialiased=antialiased
+        )
+
+    references = [oracle_render([a[i] for a in inputs]) for i in range(images)]
+    expected = [np.stack(values) for values in zip(*(r[:3] for r in references), strict=True)]
+    sure = np.stack([~reference.fragile for reference in references])
+    weights = [
+        rng.normal(size=a.shape) * sure.reshape(*sure.shape, *[1] * (a.ndim - 3)) for a in expected
+    ]
+    render = _compiled(width, height, antialiased, capacity, rasterizer.choose_backend("auto"))
+    gradients, out = render(inputs, [w.astype(np.float32) for w in weights])
+
+    np.testing.assert_array_equal(out.overflow, 0)
+    for name, image, reference in zip(out._fields[:3], out[:3], expected, strict=True):
+        errors = np.abs(np.asarray(image) - reference)[sure]
+        assert errors.mean() < 2e-5, name
+        assert errors.max() < 5e-3, name
+
+    step = 1e-6
+    for i in range(images):
+        field = (seed + i) % len(inputs)
+        depths = scenes.means[i, :, 2]  # Up to the camera's offset.
+        tied = len(np.unique(depths)) < len(depths)
+        if tied and (scenes._fields + ("background",))[field] in ("means", "viewmats"):
+            continue  # Any move changes which of two is in front: there is no derivative.
+        gradient = np.asarray(gradients[field][i], np.float64)
+        direction = rng.normal(size=gradient.shape)
+        name = (*scenes._fields, "background")[field]
+        if len(np.unique(scenes.means[i, :, 2])) < scenes.means.shape[1]:
+            # Where splats tie in depth the image jumps: do not part them.
+            if name == "means":
+                direction[:, 2] = 0.0
+            elif name == "viewmats":
+                direction[2] = 0.0
+        sides = []
+        for sign in (-1, 1):
+            moved = [np.asarray(a[i], np.float64) for a in inputs]
+            moved[field] = moved[field] + sign * step * direction
+            outputs = oracle_render(moved)[:3]
+            sides.append(sum(np.sum(w[i] * a) for w, a in zip(weights, outputs, strict=True)))
+        difference = (sides[1] - sides[0]) / (2 * step)
+        # Along a random direction a gradient changes the loss by about its own length.
+        error = abs(np.sum(gradient * direction) - difference)
+        assert error <= 1e-3 * np.linalg.norm(gradient) + 1e-6, (name, i)
