@@ -106,7 +106,7 @@ def ssim(prediction: Images, target: Images) -> Float[Array, "*b"]:
 
     An 11x11 Gaussian window of sigma 1.5, each channel on its own, images padded with zeros to keep
     their size: the variant that the Gaussian splatting literature trains with. Its maps are
-    recomputed in the backward pass, as they'd take ten times the memory of the images.
+    recomputed in the backward pass rather than kept, as they take many times the images' memory.
     """
     moments = jnp.concatenate(
         [prediction, target, prediction**2, target**2, prediction * target], axis=-1

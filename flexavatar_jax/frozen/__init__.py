@@ -1,5 +1,5 @@
 """Networks that are used as published and never trained: DINOv2 and SAM 2.1's image encoder.
 
 They are functions of a tree of arrays: `load` reads Hugging Face's weights and folds all that is
-constant (interpolated positions, layer scales, the attention's scale), the rest is mathematics.
+constant into them (interpolated positions, layer scales); `networks.py` loads what a config asks for.
 """
