@@ -422,8 +422,13 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
         )
     if math.prod(shape) == 0:
         return np.empty(shape, storage.dtype)
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, [s * storage.itemsize for s in strides], writeable=False
+    kind = storage.dtype
+    return np.ndarray(
+        shape,
+        kind,
+        buffer=storage.view(np.uint8),
+        offset=offset * kind.itemsize,
+        strides=[s * kind.itemsize for s in strides],
     )
 
 

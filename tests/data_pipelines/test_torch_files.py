@@ -50,11 +50,23 @@ def test_every_type_of_tensor_comes_back_bit_for_bit(path, kind, dtype, byteorde
     assert loaded.tobytes() == data.tobytes()
 
 
-def test_types_without_a_storage_class_of_their_own(path):
-    data = numbers(6).astype(ml_dtypes.float8_e4m3fn)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "uint16",
+        "uint32",
+        "uint64",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+    ],
+)
+def test_types_without_a_storage_class_of_their_own(path, kind):
+    data = np.abs(numbers(6)).astype(getattr(ml_dtypes, kind, kind))
     rebuild = Global("torch._utils", "_rebuild_tensor_v3")
     storage = Storage(data.view(np.uint8), "UntypedStorage", "torch.storage")
-    dtype = Global("torch", "float8_e4m3fn")
+    dtype = Global("torch", kind)
     save(path, Call(rebuild, storage, 0, (2, 3), (3, 1), False, {}, dtype, None))
     loaded = load_torch_file(path)
     assert loaded.dtype == data.dtype
