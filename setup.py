@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "jax>=0.7",
     "jaxtyping>=0.2.34",
     "ml-collections>=1.0",
+    "ml-dtypes>=0.4",
     "numpy>=1.26",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11.20",
