@@ -23,6 +23,9 @@ from kernels.projection import MIN_ALPHA, Splats
 SLACK = 1e-3
 """Added to extents (pixels) and sigmas: rounding must not drop a pixel that the contract draws."""
 
+MAX_SLOTS = (1 << 30) - 1
+"""Most slots an image can have or count."""
+
 
 class Bins(NamedTuple):
     """The (tile, splat) intersections of an image, grouped by tile and front to back within."""
@@ -75,7 +78,13 @@ def count_slots(
     splats: Splats, *, width: int, height: int, tile: tuple[int, int]
 ) -> Int[Array, ""]:
     """Slots that `sort_intersections` needs for these splats of one image."""
-    return jnp.sum(jnp.prod(tile_boxes(splats, width, height, tile)[1], -1))
+    slots = jnp.prod(tile_boxes(splats, width, height, tile)[1], -1)
+    return lax.reduce(slots, jnp.int32(0), _add_up_to_limit, (0,))
+
+
+def _add_up_to_limit(a: Array, b: Array) -> Array:
+    """Sum that stays at `MAX_SLOTS` instead of wrapping around int32."""
+    return jnp.minimum(a + b, MAX_SLOTS)
 
 
 def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, int]) -> int:
@@ -123,19 +132,19 @@ def sort_intersections(
     order = jnp.argsort(splats.depths, stable=True)
     first, counts, reach = tile_boxes(splats, width, height, tile)
     slots_of = jnp.prod(counts, -1)
-    ends = jnp.cumsum(slots_of[order])
-    total = ends[-1]
+    ends_by_depth = lax.associative_scan(_add_up_to_limit, slots_of[order])
+    ends = jnp.zeros_like(slots_of).at[order].set(ends_by_depth, unique_indices=True)
+    total = ends_by_depth[-1]
 
+    # The splat of a slot: marked at each splat's first slot by its rank in depth, which only grows.
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    rank = jnp.repeat(
-        jnp.arange(num, dtype=jnp.int32), slots_of[order], total_repeat_length=capacity
-    )
-    splat = order[rank]
-    ends = jnp.zeros_like(ends).at[order].set(ends, unique_indices=True)
+    firsts = jnp.where(slots_of > 0, ends - slots_of, capacity)[order]
+    rank = jnp.arange(num, dtype=jnp.int32)
+    ranks = lax.cummax(jnp.zeros(capacity, jnp.int32).at[firsts].set(rank, mode="drop"))
+    splat = order[ranks]
     within = slot - (ends - slots_of)[splat]
-    box, origin = counts[splat], first[splat]
-    wide = jnp.maximum(box[:, 0], 1)
-    cell = origin + jnp.stack([within % wide, within // wide], -1)
+    wide = jnp.maximum(counts[splat, 0], 1)
+    cell = first[splat] + jnp.stack([within % wide, within // wide], -1)
 
     corner = cell.astype(jnp.float32) * jnp.array(tile, jnp.float32) + 0.5
     corner = corner - splats.means[splat]

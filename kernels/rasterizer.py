@@ -163,7 +163,7 @@ def rasterize(
     if flat["means"].shape[-2] == 0 or images == 0:
         capacity = 1
     elif capacity is None:
-        capacity = _choose_capacity(flat, shared, chosen, settings)
+        capacity = choose_capacity(flat, shared, chosen, settings)
     out = _render(flat, shared=shared, backend=chosen, capacity=capacity, **settings)
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
 
@@ -247,7 +247,7 @@ def _all_finite(inputs):
     return jnp.stack([jnp.isfinite(inputs[name]).all() for name in sorted(inputs)])
 
 
-def _choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> int:
+def choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> int:
     """Slots an image: counted where values are known, else by number of Gaussians and tiles."""
     shape = {"width": settings["width"], "height": settings["height"], "tile": backend.tile}
     try:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from kernels.ply import Gaussians
+
 
 class Scene(NamedTuple):
     """Gaussians and cameras, in the order that `rasterize` takes them."""
@@ -68,6 +70,24 @@ def sparse(images: int = 1, num: int = 5_000, size: int = 512, seed: int = 0) ->
         opacities=rng.uniform(0.1, 1.0, (images, num)),
         size=size,
     )
+
+
+def look_at_gaussians(gaussians: Gaussians, images: int = 1, size: int = 512) -> Scene:
+    """Gaussians of a file, shared by cameras around them that see most of them.
+
+    Files are taken to have y down and z forward, as those of 3D Gaussian Splatting have.
+    """
+    centre = np.median(gaussians.means, axis=0)
+    radius = np.quantile(np.linalg.norm(gaussians.means - centre, axis=-1), 0.9)
+    viewmats = []
+    for angle in np.linspace(-np.pi / 6, np.pi / 6, images + 2)[1:-1]:
+        c, s = np.cos(angle), np.sin(angle)
+        viewmat = np.eye(4)
+        viewmat[:3, :3] = [[c, 0, s], [0, 1, 0], [-s, 0, c]]
+        viewmat[:3, 3] = [0, 0, 2 * FOCAL * max(radius, 1e-6)] - viewmat[:3, :3] @ centre
+        viewmats.append(viewmat)
+    arrays = (*gaussians, np.stack(viewmats), np.tile(intrinsics(size), (images, 1, 1)))
+    return Scene(*(a.astype(np.float32) for a in arrays))
 
 
 SCENES = {"avatar": avatar, "dense": dense, "sparse": sparse}

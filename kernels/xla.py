@@ -68,7 +68,7 @@ class _Chunk(NamedTuple):
 
 def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Bins]:
     """See `rasterizer.Backend`; the residuals are the sorted intersections."""
-    bins = binning.sort_images(splats, width=width, height=height, tile=TILE, capacity=capacity)
+    bins = _sort(splats, width=width, height=height, capacity=capacity)
     blend = functools.partial(_blend, width=width, height=height)
     features, alpha = lax.platform_dependent(
         splats,
@@ -108,6 +108,27 @@ def backward(
         rearrange(gradients, "(b n) d -> b n d", n=num), [2, 5, 6], axis=-1
     )
     return Splats(means, whitening, opacities[..., 0], jnp.zeros_like(splats.depths), features)
+
+
+def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
+    """Sorted intersections. Of a capacity that was guessed, only what is needed costs time."""
+    size = {"width": width, "height": height, "tile": TILE}
+    sort = functools.partial(binning.sort_images, **size)
+    small = capacity // 8
+    if small < 4096 or capacity != binning.default_capacity(splats.depths.shape[1], **size):
+        return sort(splats, capacity=capacity)
+
+    def sort_small(splats):
+        bins = sort(splats, capacity=small)
+        padding = ((0, 0), (0, capacity - small))
+        return bins._replace(
+            splats=jnp.pad(bins.splats, padding), slots=jnp.pad(bins.slots, padding)
+        )
+
+    needed = jax.vmap(functools.partial(binning.count_slots, **size))(splats)
+    return lax.cond(
+        jnp.max(needed) <= small, sort_small, functools.partial(sort, capacity=capacity), splats
+    )
 
 
 def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):

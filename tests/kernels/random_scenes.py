@@ -119,7 +119,7 @@ def check_against_oracle(
         field = (seed + i) % len(inputs)
         depths = scenes.means[i, :, 2]  # Up to the camera's offset.
         tied = len(np.unique(depths)) < len(depths)
-        if tied and (scenes._fields + ("background",))[field] in ("means", "viewmats"):
+        if tied and (*scenes._fields, "background")[field] in ("means", "viewmats"):
             continue  # Any move changes which of two is in front: there is no derivative.
         gradient = np.asarray(gradients[field][i], np.float64)
         direction = rng.normal(size=gradient.shape)

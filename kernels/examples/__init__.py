@@ -1,0 +1,1 @@
+"""What the kernels can be used for, on their own."""

@@ -1,0 +1,160 @@
+"""Fits Gaussians to a picture: `python -m kernels.examples.fit_image photo.jpg`.
+
+Gaussians start as a grid of grey discs before a fixed camera, and Adam moves, turns, stretches and
+colours them until they look like the picture. Written beside the picture (or to --out): the picture
+and the fit side by side, and the Gaussians as a .ply that SuperSplat and other viewers open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from kernels import Render, rasterize
+from kernels.ply import Gaussians, write_ply
+
+DEPTH = 2.0
+"""Distance of the Gaussians from the camera."""
+
+LEARNING_RATES = {"means": 2e-3, "quats": 2e-2, "scales": 2e-2, "opacities": 5e-2, "colors": 2e-2}
+"""Of the quantities that are optimised: means in image widths, scales as logarithms, opacities as
+logits. All decay to a tenth by a cosine."""
+
+Parameters = dict[str, Array]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fit a picture; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="kernels.examples.fit_image", description="Fit Gaussians to a picture."
+    )
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--out", type=Path, help="folder to write to; default: the picture's")
+    parser.add_argument("--gaussians", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--size", type=int, default=256, help="longer side in pixels")
+    args = parser.parse_args(argv)
+    try:
+        target = load_picture(args.picture, args.size)
+        parameters, _ = fit(target, args.gaussians, args.steps)
+        out = args.out or args.picture.parent
+        out.mkdir(parents=True, exist_ok=True)
+        fitted = np.asarray(render(parameters, *target.shape[:2]).color)
+        picture, ply = (out / (args.picture.stem + end) for end in ("_fit.png", "_fit.ply"))
+        save_picture(picture, np.concatenate([target, fitted], axis=1))
+        write_ply(ply, Gaussians(*map(np.asarray, gaussians_of(parameters))))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    error = np.mean((np.clip(fitted, 0, 1) - target) ** 2)
+    print(f"PSNR {-10 * np.log10(error):.2f} dB; wrote {picture} and {ply}")
+    return 0
+
+
+def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
+    """A picture in [0, 1], scaled so that its longer side has `size` pixels."""
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture that can be read") from error
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32) / 255
+
+
+def fit(target: Float[np.ndarray, "H W 3"], num: int, steps: int) -> tuple[Parameters, list[float]]:
+    """Parameters of `num` Gaussians (about) after `steps`, and the loss at each step.
+
+    Raises:
+      ValueError: Gaussians grew over so many tiles that some could not be drawn.
+    """
+    height, width = target.shape[:2]
+    parameters = start(num, height, width)
+    target = jnp.asarray(target)
+    optimiser = optax.multi_transform(
+        {
+            name: optax.adam(optax.cosine_decay_schedule(rate, steps, 0.1))
+            for name, rate in LEARNING_RATES.items()
+        },
+        {name: name for name in LEARNING_RATES},
+    )
+
+    def loss_of(parameters):
+        out = render(parameters, height, width)
+        return jnp.mean(jnp.abs(out.color - target)), out.overflow
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(parameters, state):
+        (loss, overflow), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters)
+        updates, state = optimiser.update(gradients, state)
+        return optax.apply_updates(parameters, updates), state, loss, overflow
+
+    state, losses = optimiser.init(parameters), []
+    with tqdm(total=steps, unit="step") as bar:
+        for _ in range(steps):
+            parameters, state, loss, overflow = step(parameters, state)
+            if int(overflow):
+                raise ValueError(
+                    f"{int(overflow)} intersections of Gaussians with tiles don't fit: "
+                    "use more, and so smaller, --gaussians"
+                )
+            losses.append(float(loss))
+            bar.set_postfix(L1=f"{losses[-1]:.4f}")
+            bar.update()
+    return parameters, losses
+
+
+def start(num: int, height: int, width: int) -> Parameters:
+    """About `num` grey discs on a grid over the image, nudged in depth so that none coincide."""
+    spacing = np.sqrt(height * width / num) / width
+    x, y = np.meshgrid(
+        np.arange(spacing / 2, 1, spacing), np.arange(spacing / 2, height / width, spacing)
+    )
+    rng = np.random.default_rng(0)
+    count = x.size
+    parameters = {
+        "means": np.stack([x.ravel(), y.ravel(), rng.uniform(-0.01, 0.01, count)], -1),
+        "quats": np.tile([1.0, 0.0, 0.0, 0.0], (count, 1)),
+        "scales": np.full((count, 3), np.log(spacing / 2)),
+        "opacities": np.full(count, 1.0),
+        "colors": np.full((count, 3), 0.5),
+    }
+    return {name: jnp.asarray(a, jnp.float32) for name, a in parameters.items()}
+
+
+def gaussians_of(parameters: Parameters) -> Gaussians:
+    """Gaussians in camera space: x from 0 to the image's width of 1, at distance `DEPTH`."""
+    return Gaussians(
+        means=parameters["means"] + jnp.array([0.0, 0.0, DEPTH]),
+        quats=parameters["quats"],
+        scales=jnp.exp(parameters["scales"]),
+        opacities=jax.nn.sigmoid(parameters["opacities"]),
+        colors=parameters["colors"],
+    )
+
+
+def render(parameters: Parameters, height: int, width: int) -> Render:
+    """The Gaussians through a camera whose image is the unit square's strip at `DEPTH`."""
+    K = jnp.array([[DEPTH * width, 0.0, 0.0], [0.0, DEPTH * width, 0.0], [0.0, 0.0, 1.0]])
+    return rasterize(*gaussians_of(parameters), jnp.eye(4), K, width=width, height=height)
+
+
+def save_picture(path: Path, picture: Float[np.ndarray, "H W 3"]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)).save(partial, format="PNG")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

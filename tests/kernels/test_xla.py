@@ -1,0 +1,91 @@
+"""The `xla` backend held to the oracle, on scenes of every awkward kind and on an avatar."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_scenes import check_against_oracle, random_scenes
+
+from kernels import oracle, rasterize, rasterizer, scenes, xla
+
+SMALL = {"width": 21, "height": 18}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chosen():
+    """`rasterize` takes this backend on every device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rasterizer, "choose_backend", lambda name: xla.BACKEND)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "height", "antialiased"),
+    [(3, 21, 18, False), (1, 8, 9, True), (32, 17, 5, False)],
+)
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_images_and_gradients_are_the_oracles(channels, width, height, antialiased, seed):
+    size = {"width": width, "height": height}
+    batch = random_scenes(seed, images=20, num=18, channels=channels, **size)
+    check_against_oracle(batch, seed, antialiased=antialiased, capacity=None, **size)
+
+
+@pytest.mark.parametrize("num", [1, 300])
+def test_one_gaussian_or_hundreds(num):
+    batch = random_scenes(num, images=4, num=num, channels=3, **SMALL)
+    check_against_oracle(batch, num, capacity=None, **SMALL)
+
+
+def test_an_avatar_is_the_oracles():
+    """58,361 Gaussians, most of the image's pixels opaque long before their lists end."""
+    avatar = scenes.avatar()
+    size = {"width": 512, "height": 512}
+    background = np.float32([0.1, 0.2, 0.3])
+    out = rasterize(*avatar, background=background, **size)
+    reference = oracle.render(*(a[0] for a in avatar), background=background, **size)
+    assert int(out.overflow[0]) == 0
+    for name in ("color", "alpha", "depth"):
+        errors = np.abs(np.asarray(getattr(out, name)[0]) - getattr(reference, name))
+        assert errors.mean() < 2e-5, name
+        assert errors[~reference.fragile].max() < 5e-3, name
+
+
+def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
+    """The sum for accelerators, which may not add in any order, is that of the CPU's in order."""
+    batch = random_scenes(3, images=3, num=60, channels=3, **SMALL)
+    size = {**SMALL, "capacity": 2000}
+    splats = rasterizer._project_images(
+        dict(zip(batch._fields, map(jnp.asarray, batch), strict=True)),
+        shared=False, near=0.01, antialiased=False, **SMALL,
+    )  # fmt: skip
+    blend, bins = jax.jit(functools.partial(xla.forward, **size))(splats)
+    rng = np.random.default_rng(0)
+    cotangents = [
+        jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (blend.features, blend.alpha)
+    ]
+    sums = {
+        add: jax.jit(functools.partial(xla._differentiate, block=4, add=add))
+        for add in (True, False)
+    }
+    in_order, by_splat = (sums[add](splats, blend, bins, *cotangents) for add in (True, False))
+    np.testing.assert_allclose(in_order, by_splat, rtol=1e-4, atol=1e-4)
+    again = sums[True](splats, blend, bins, *cotangents)
+    np.testing.assert_array_equal(in_order, again)
+
+
+def test_a_guessed_capacity_changes_nothing():
+    """Under jit the capacity is guessed, and sorted at an eighth of it where that is enough."""
+    batch = scenes.sparse(images=2, num=600, size=64)
+    size = {"width": 64, "height": 64}
+    counted = rasterize(*batch, **size)
+    guessed = jax.jit(functools.partial(rasterize, **size))(*batch)
+    jax.tree.map(np.testing.assert_array_equal, counted, guessed)
+    large = batch._replace(scales=20 * batch.scales)
+    counted = rasterize(*large, **size)
+    guessed = jax.jit(functools.partial(rasterize, **size))(*large)
+    jax.tree.map(np.testing.assert_array_equal, counted, guessed)
