@@ -1,8 +1,8 @@
 """The `pallas_gpu` backend: blending in Pallas, lowered to Triton, for NVIDIA GPUs.
 
-Needs no compiler but the one in JAX. `binning` gives every tile its splats, front to back. A program
-blends one tile of 8x8 pixels, `CHUNK` splats at a time: within a chunk everything is an array
-[splats, pixels], and transmittance is a running sum of log(1 - alpha) down the splats.
+Needs no compiler but the one in JAX. `binning` gives every tile its splats, front to back. A
+program blends one tile of 8x8 pixels, `CHUNK` splats at a time: within a chunk everything is an
+array [splats, pixels], and transmittance is a running sum of log(1 - alpha) down the splats.
 
 The backward pass walks the tiles the same way, front to back; what lies behind a splat is the
 finished pixel less what is in front. It leaves a row of gradients for every intersection, which a
@@ -16,14 +16,13 @@ favour of Mosaic GPU, in JAX 0.12. Mosaic GPU is made for the tensor cores' larg
 from __future__ import annotations
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from kernels import binning
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
@@ -62,7 +61,15 @@ def _forward(splats: Splats, *, width, height, capacity, interpret=False):
 
 
 def _backward(
-    splats: Splats, blend: Blend, bins, d_features, d_alpha, *, width, height, capacity,
+    splats: Splats,
+    blend: Blend,
+    bins,
+    d_features,
+    d_alpha,
+    *,
+    width,
+    height,
+    capacity,
     interpret=False,
 ) -> Splats:
     geometry, features = _pack(splats)
@@ -114,9 +121,7 @@ def _like(array: Array, *shape: int) -> jax.ShapeDtypeStruct:
 
 def _pack(splats: Splats) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:
     """Geometry, and features with a last one that is always 1: what blends to alpha."""
-    geometry = jnp.concatenate(
-        [splats.means, splats.whitening, splats.opacities[..., None]], -1
-    )
+    geometry = jnp.concatenate([splats.means, splats.whitening, splats.opacities[..., None]], -1)
     geometry = jnp.pad(geometry, ((0, 0), (0, 0), (0, GEOMETRY - geometry.shape[-1])))
     ones = jnp.ones_like(splats.features[..., :1])
     return geometry, _pad_features(jnp.concatenate([splats.features, ones], -1))

@@ -179,7 +179,7 @@ def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch, tmp_path)
 def test_a_failing_compiler_leaves_no_library(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(build.BuildError, match="false .* failed"):
+    with pytest.raises(build.BuildError, match=r"false .* failed"):
         build.build(emulation=True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
