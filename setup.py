@@ -54,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]),
-    package_data={"kernels": ["cuda/*.cu", "cuda/*.h"]},
+    package_data={"kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )
