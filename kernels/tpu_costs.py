@@ -3,7 +3,7 @@
 `predict` counts the bytes and operations of a scene's kernels and divides them by a chip's
 published rates: a bound from below on time, not a measurement. `compile_ahead` compiles a whole
 `rasterize` for a chip with PyPI's `libtpu`, which needs no TPU, and fails where it doesn't fit the
-chip's memory. `python -m kernels.tpu_costs` prints both for the avatar scene.
+chip's memory. `JAX_PLATFORMS=cpu python -m kernels.tpu_costs` prints both for the avatar scene.
 
 XLA's own cost analysis doesn't look into custom calls, so the kernels are counted here, by hand,
 from the shapes in `tpu_lists` and `tpu_composite`.

@@ -62,7 +62,7 @@ class Split(NamedTuple):
     parent: Int[Array, "chunks"]
     """The parent whose chunk it is."""
     used: Int[Array, ""]
-    """Chunks of the parents that are in use, the first ones."""
+    """Chunks of the parents that are in use, the first ones; at least 1: no grid is empty."""
     starts: Int[Array, "parents*children+1"]
     """The lists made: child c of parent p owns the chunks from `starts[p * children + c]`."""
     dropped: Int[Array, ""]
@@ -106,7 +106,7 @@ def plan(
         places=(base + before[:-1] - at_parents[parent])[:, None],
         counts=counts[:, None],
         parent=parent,
-        used=used,
+        used=jnp.maximum(used, 1),
         starts=jnp.minimum(starts, room),
         dropped=jnp.sum(lengths - fitting),
     )
@@ -168,7 +168,7 @@ def tile_members(
         functools.partial(_members_kernel, tiles=tiles),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(lax.div(used + TOGETHER - 1, TOGETHER),),
+            grid=(lax.div(jnp.maximum(used, 1) + TOGETHER - 1, TOGETHER),),
             in_specs=[pl.BlockSpec((TOGETHER, GEOMETRY, CHUNK), lambda step, _: (step, 0, 0))],
             out_specs=pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
         ),
