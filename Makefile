@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
+DEMO_PEOPLE = --monocular-people 400 --monocular-timesteps 4 --multiview-people 120 --multiview-timesteps 2
 
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.demo
-	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64
+	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64 $(DEMO_PEOPLE)
 	$(RUN) flexavatar_jax.train --config configs/demo.py --workdir runs/demo
 	$(RUN) flexavatar_jax.evaluate --workdir runs/demo
 	@echo "The report is at runs/demo/report/index.html"
