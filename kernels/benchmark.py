@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
     bandwidth, rate = measure_bandwidth(), measure_rate()
     device = jax.devices()[0].device_kind
-    print(f"{device}: {bandwidth / 1e9:.0f} GB/s, {rate / 1e9:.0f} Gop/s (measured)")
+    print(f"{device}: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} Gop/s (measured)")
     rows = []
     for name in args.scene or ["avatar"]:
         scene = load_scene(name, args)

@@ -123,9 +123,10 @@ def rasterize(
       near: Gaussians nearer than this z are not drawn.
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
       backend: one of `BACKENDS`, or "auto" for the best that runs on JAX's default device.
-      capacity: room for tile intersections an image. None: outside of `jax.jit` it is counted
-        first; under `jax.jit` it is sixteen tiles a Gaussian (65,536 or all, if that is less or
-        more). What did not fit is counted in `Render.overflow`, never dropped silently.
+      capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
+        `jax.jit` they are counted first; inside, where values aren't known, it is sixteen tiles a
+        Gaussian but at least 65,536 (or all tiles, if that is less). What did not fit is counted
+        in `Render.overflow`, never dropped silently.
 
     Raises:
       ValueError: shapes that don't go together, an unknown backend, or, outside of `jax.jit`
