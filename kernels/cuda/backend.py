@@ -86,14 +86,15 @@ def _forward(splats: Splats, *, width: int, height: int, capacity: int):
             [
                 floats(images, height, width, features.shape[-1]),
                 floats(images, height, width),
+                floats(images, height, width),
                 ints(images, height, width),
             ],
         )
-        # Every chunk of features sees the same transmittance.
-        chunk, transmittance, last = composite(geometry, features, *lists)
+        # Every chunk of features sees the same weights.
+        chunk, alpha, transmittance, last = composite(geometry, features, *lists)
         blended.append(chunk)
     features = jnp.concatenate(blended, -1)[..., : splats.features.shape[-1]]
-    return Blend(features, 1.0 - transmittance, overflow), (*lists, spans, transmittance, last)
+    return Blend(features, alpha, overflow), (*lists, spans, transmittance, last)
 
 
 def _backward(
@@ -103,16 +104,15 @@ def _backward(
     geometry = _pack(splats)
     floats, _ = _shapes(geometry)
     d_geometry, d_chunks = 0.0, []
-    d_transmittance = -d_alpha
     for features, d_chunk in zip(_chunks(splats.features), _chunks(d_features), strict=True):
         composite = ffi_call(BACKWARD, [floats(*geometry.shape), floats(*features.shape)])
         d_part, d_splat_features = composite(
-            geometry, features, *lists, spans, transmittance, last, d_chunk, d_transmittance
+            geometry, features, *lists, spans, transmittance, last, d_chunk, d_alpha
         )
         d_geometry += d_part
         d_chunks.append(d_splat_features)
-        # Gradients add up over chunks; that of the transmittance is in the first already.
-        d_transmittance = jnp.zeros_like(d_alpha)
+        # Gradients add up over chunks; what comes through alpha is in the first already.
+        d_alpha = jnp.zeros_like(d_alpha)
     return Splats(
         means=d_geometry[..., 0:2],
         whitening=d_geometry[..., 2:5],

@@ -68,7 +68,8 @@ template <int K>
 struct ForwardTile {
   Composite in;
   float4* out;           // [images, height, width, K / 4] sum of weight * features
-  float* transmittance;  // [images, height, width] what is left for the background
+  float* alpha;          // [images, height, width] sum of weights; near 0 more precise than 1 - T
+  float* transmittance;  // [images, height, width] T, the product of what every Gaussian lets through
   int* last;             // [images, height, width] one past the pixel's last, from the range's begin
 
   struct Shared {
@@ -78,6 +79,7 @@ struct ForwardTile {
 
   struct Pixel {
     float sum[K];
+    float alpha;
     float transmittance;
     int last;
     bool open;
@@ -97,6 +99,7 @@ struct ForwardTile {
         Pixel& pixel = pixels[lane][i];
         SPLAT_UNROLL
         for (int k = 0; k < K; ++k) pixel.sum[k] = 0.0f;
+        pixel.alpha = 0.0f;
         pixel.transmittance = 1.0f;
         pixel.last = 0;
         pixel.open = InImage(place, 2 * lane + i, in.width, in.height);
@@ -136,6 +139,7 @@ struct ForwardTile {
             for (int k = 0; k < K; ++k) {
               pixel.sum[k] = fmaf(weight, features[k], pixel.sum[k]);
             }
+            pixel.alpha += weight;
             pixel.transmittance = rest;
             pixel.last = base - range.x + j + 1;
           }
@@ -155,6 +159,7 @@ struct ForwardTile {
           out[at * (K / 4) + k] = {pixel.sum[4 * k], pixel.sum[4 * k + 1], pixel.sum[4 * k + 2],
                                    pixel.sum[4 * k + 3]};
         }
+        alpha[at] = pixel.alpha;
         transmittance[at] = pixel.transmittance;
         last[at] = pixel.last;
       }
@@ -182,7 +187,7 @@ struct BackwardTile {
   const float* transmittance;    // [images, height, width] as the forward pass left it
   const int* last;               // [images, height, width]
   const float4* out_gradient;    // [images, height, width, K / 4]
-  const float* rest_gradient;    // [images, height, width] gradient of the transmittance
+  const float* alpha_gradient;   // [images, height, width]
   float* slot_gradients;         // [capacity, kGeometryGradients + K]
 
   static constexpr int kValues = kGeometryGradients + K;
@@ -200,6 +205,7 @@ struct BackwardTile {
 
   struct Pixel {
     float gradient[K];
+    float alpha_gradient;
     float transmittance;
     float behind;  // gradient-weighted light from behind the current Gaussian
     int last;
@@ -225,7 +231,8 @@ struct BackwardTile {
         }
         Unpack(shared.out_gradient[2 * lane + i], pixel.gradient);
         pixel.transmittance = inside ? transmittance[at] : 1.0f;
-        pixel.behind = inside ? rest_gradient[at] * pixel.transmittance : 0.0f;
+        pixel.alpha_gradient = inside ? alpha_gradient[at] : 0.0f;
+        pixel.behind = 0.0f;
         pixel.last = inside ? last[at] : 0;
       }
     });
@@ -294,14 +301,14 @@ struct BackwardTile {
     pixel.transmittance *= inverse;
     float features[K];
     Unpack(packed_features, features);
-    float light = 0.0f;
+    float light = pixel.alpha_gradient;
     SPLAT_UNROLL
     for (int k = 0; k < K; ++k) light = fmaf(features[k], pixel.gradient[k], light);
-    const float alpha_gradient = pixel.transmittance * light - pixel.behind * inverse;
+    const float d_alpha = pixel.transmittance * light - pixel.behind * inverse;
     w = alpha * pixel.transmittance;
     pixel.behind = fmaf(w, light, pixel.behind);
     // Where alpha is clipped it no longer depends on the Gaussian's strength.
-    if (strength <= kMaxAlpha) u = alpha * alpha_gradient;
+    if (strength <= kMaxAlpha) u = alpha * d_alpha;
   }
 
   // Sums over half of the tile's rows: u * {1, x, y, x^2, xy, y^2} and w * colour gradient.
@@ -391,19 +398,19 @@ struct SumSlots {
 };
 
 template <int K, class Device>
-void Forward(Device& device, int64_t tiles, const Composite& in, float4* out, float* transmittance,
-             int* last) {
-  device.EachWarp(tiles, ForwardTile<K>{in, out, transmittance, last});
+void Forward(Device& device, int64_t tiles, const Composite& in, float4* out, float* alpha,
+             float* transmittance, int* last) {
+  device.EachWarp(tiles, ForwardTile<K>{in, out, alpha, transmittance, last});
 }
 
 template <int K, class Device>
 void Backward(Device& device, int64_t tiles, int64_t splats, int64_t capacity, const Composite& in,
               const int2* spans, const float* transmittance, const int* last,
-              const float4* out_gradient, const float* rest_gradient, float* geometry_gradient,
+              const float4* out_gradient, const float* alpha_gradient, float* geometry_gradient,
               float* feature_gradient) {
   using Tile = BackwardTile<K>;
   auto* slot_gradients = device.template Scratch<float>(capacity * Tile::kValues);
-  device.EachWarp(tiles, Tile{in, transmittance, last, out_gradient, rest_gradient, slot_gradients});
+  device.EachWarp(tiles, Tile{in, transmittance, last, out_gradient, alpha_gradient, slot_gradients});
   device.Each(splats * (8 + K),
               SumSlots{spans, slot_gradients, K, geometry_gradient, feature_gradient});
 }

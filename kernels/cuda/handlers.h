@@ -78,20 +78,21 @@ ffi::Error WithFeatures(int count, F f) {
 
 template <class Device>
 ffi::Error ForwardHandler(Device device, Floats geometry, Floats features, Ints slots,
-                          Ints slot_gaussian, Ints ranges, FloatsOut out, FloatsOut transmittance,
-                          IntsOut last) {
+                          Ints slot_gaussian, Ints ranges, FloatsOut out, FloatsOut alpha,
+                          FloatsOut transmittance, IntsOut last) {
   const Composite in = MakeComposite(geometry, features, slots, slot_gaussian, ranges,
                                      Size(*out, 2), Size(*out, 1));
   const int64_t tiles = ranges.element_count() / 2;
   return WithFeatures(Size(features, 2), [&](auto k) {
-    Forward<k()>(device, tiles, in, Out<float4>(out), Out<float>(transmittance), Out<int>(last));
+    Forward<k()>(device, tiles, in, Out<float4>(out), Out<float>(alpha),
+                 Out<float>(transmittance), Out<int>(last));
   });
 }
 
 template <class Device>
 ffi::Error BackwardHandler(Device device, Floats geometry, Floats features, Ints slots,
                            Ints slot_gaussian, Ints ranges, Ints spans, Floats transmittance,
-                           Ints last, Floats out_gradient, Floats rest_gradient,
+                           Ints last, Floats out_gradient, Floats alpha_gradient,
                            FloatsOut geometry_gradient, FloatsOut feature_gradient) {
   const Composite in = MakeComposite(geometry, features, slots, slot_gaussian, ranges,
                                      Size(out_gradient, 2), Size(out_gradient, 1));
@@ -100,7 +101,7 @@ ffi::Error BackwardHandler(Device device, Floats geometry, Floats features, Ints
   const int64_t capacity = slots.element_count();
   return WithFeatures(Size(features, 2), [&](auto k) {
     Backward<k()>(device, tiles, splats, capacity, in, In<int2>(spans), In<float>(transmittance),
-                  In<int>(last), In<float4>(out_gradient), In<float>(rest_gradient),
+                  In<int>(last), In<float4>(out_gradient), In<float>(alpha_gradient),
                   Out<float>(geometry_gradient), Out<float>(feature_gradient));
   });
 }
@@ -125,6 +126,7 @@ auto BindForward(Binding binding) {
       .template Arg<Ints>()
       .template Arg<Ints>()
       .template Arg<Ints>()
+      .template Ret<Floats>()
       .template Ret<Floats>()
       .template Ret<Floats>()
       .template Ret<Ints>();
