@@ -176,6 +176,7 @@ def train_and_log(data: dict, log: Path) -> None:
             f.write(json.dumps(next(batches)["example"].tolist()) + "\n")
 
 
+@pytest.mark.slow
 def test_twenty_killed_runs_give_the_ids_of_one_never_killed(root, tmp_path):
     """Real kills, at random moments after the run has got under way again."""
     server = multiprocessing.get_context("forkserver")
