@@ -111,12 +111,12 @@ def measure(args: argparse.Namespace) -> list[Row]:
         else:
             contestants[name] = peers.PEERS[name]
 
+    loaded = {name: load_scene(name, args) for name in args.scene or ["avatar"]}
     bandwidth, rate = measure_bandwidth(), measure_rate()
     device = jax.devices()[0].device_kind
     print(f"{device}: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} Gop/s (measured)")
     rows = []
-    for name in args.scene or ["avatar"]:
-        scene = load_scene(name, args)
+    for name, scene in loaded.items():
         bytes_, operations = count_work(scene, args.size)
         for backend in tqdm(contestants, desc=name, unit="backend"):
             forward, both = contestants[backend](scene, args.size)
