@@ -98,7 +98,7 @@ def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, 
 
 
 def round_capacity(slots: int) -> int:
-    """The next of 1, 1.25, 1.5, 1.75 times a power of two: at most 25% more, rarely a new shape."""
+    """At most 25% (or 255) slots more, by few values: rarely a new shape to compile for."""
     step = max(256, (1 << max(slots, 1).bit_length()) // 8)
     return -(-max(slots, 1) // step) * step
 
