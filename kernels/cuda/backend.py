@@ -144,10 +144,14 @@ def _chunks(features: Float[Array, "*b F"]) -> list[Float[Array, "*b K"]]:
 def _shapes(like: Array):
     """Makers of float32 and int32 result shapes that vary over a mesh as `like` does."""
 
-    varying = jax.typeof(like).manual_axis_type
+    aval = jax.typeof(like)
+    mesh = aval.sharding.mesh
+    sharding = None if mesh.empty else jax.sharding.NamedSharding(mesh, jax.P())
 
     def maker(dtype):
-        return lambda *shape: jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
+        return lambda *shape: jax.ShapeDtypeStruct(
+            shape, dtype, sharding=sharding, manual_axis_type=aval.manual_axis_type
+        )
 
     return maker(jnp.float32), maker(jnp.int32)
 
