@@ -10,8 +10,10 @@ restore either. Orbax writes a checkpoint under a temporary name and renames it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,6 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
-from grain import checkpoint as grain_checkpoint
 
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import load_encoder_network
@@ -156,7 +157,11 @@ class Checkpoints:
         *,
         force: bool = False,
     ) -> bool:
-        """Starts saving the state after `step` steps if it is due or `force`d; says if it did."""
+        """Starts saving the state after `step` steps if it is due or `force`d; says if it did.
+
+        Raises:
+          OSError: this checkpoint, or the one before, cannot be written.
+        """
         items = {
             "params": ocp.args.StandardSave(nnx.to_pure_dict(params)),
             "progress": ocp.args.JsonSave(progress or {}),
@@ -164,10 +169,11 @@ class Checkpoints:
         if opt_state is not None:
             items["optimizer"] = ocp.args.StandardSave(_pure(opt_state))
         if data is not None:
-            items["data"] = grain_checkpoint.CheckpointSave(data)
+            items["data"] = ocp.args.JsonSave(data.get_state())
         if force and self._manager.latest_step() == step:
             return False
-        return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
+        with self._writing():
+            return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
 
     def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
         """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
@@ -187,9 +193,11 @@ class Checkpoints:
             step,
             params=ocp.args.StandardRestore(nnx.to_pure_dict(abstract_params)),
             optimizer=ocp.args.StandardRestore(_pure(abstract_opt_state)),
-            data=grain_checkpoint.CheckpointRestore(data),
+            data=ocp.args.JsonRestore(),
             progress=ocp.args.JsonRestore(),
         )
+        # One state for all hosts, so that another number of them can go on from it.
+        data.set_state(restored["data"])
         params = _refill(abstract_params, restored["params"])
         leaves = jax.tree.leaves(restored["optimizer"])
         opt_state = jax.tree.unflatten(jax.tree.structure(abstract_opt_state), leaves)
@@ -206,8 +214,24 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Blocks until a save under way is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Blocks until a save under way is on disk.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Of many kinds, by what Orbax and TensorStore were doing.
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(
+                f"a checkpoint cannot be written to {self.directory} ({reason}); mend that, and "
+                "the same command goes on from the last whole checkpoint"
+            ) from error
 
     def close(self) -> None:
         self._manager.close()

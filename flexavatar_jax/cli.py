@@ -21,8 +21,13 @@ def fail(error: Exception, status: int = 1) -> NoReturn:
     """Prints `error` as one line on stderr and exits with `status`."""
     if os.environ.get("FLEXAVATAR_TRACEBACK"):
         raise error
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    say_error(str(error))
     sys.exit(status)
+
+
+def say_error(message: str) -> None:
+    """Prints `message` as one line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -9,9 +9,13 @@ again, and ends with the same weights as one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
-from typing import Any
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,19 +26,25 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.mixture import make_iterator
-from flexavatar_jax import cli
+from flexavatar_jax import cli, flops
 from flexavatar_jax.checkpoints import Checkpoints, prepare_workdir
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
 from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
+from flexavatar_jax.trace import Trace
 from flexavatar_jax.train_step import TrainProgram, TrainState
 
 PREEMPTED = 75
 """Exit status of a run that saved and left because it was asked to (EX_TEMPFAIL: run it again)."""
 
+CONNECT_SECONDS = 300
+"""How long a process waits for the others of its job to start."""
 
-def train(config: ConfigDict, workdir: epath.PathLike) -> int:
+
+def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False) -> int:
     """Runs `config` in `workdir` up to `config.steps`; returns the exit status.
+
+    `profile` writes a trace of a few steps to `workdir`/profile.
 
     Raises:
       ValueError, OSError: what the user has to mend (config, data, folder, checkpoint).
@@ -72,7 +82,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
     stop_asked = StopSignal()
     started = time.monotonic() - seconds
     meter = Meter(config, workdir, log)
-    step_function = None
+    trace = Trace(workdir, wanted=profile)
+    step_function, finished = None, False
 
     def save(force: bool = False) -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}
@@ -80,10 +91,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 
     try:
         while step < config.steps:
-            batch = next(data)
-            batch = place(batch, mesh)
+            # The devices are still at the step before: batches are read and put meanwhile.
+            with meter.waiting():
+                batch = place(next(data), mesh)
             if step_function is None or step == config.loss.perceptual_start:
-                step_function = compile_step(program, state, frozen, batch, step, log)
+                step_function = compile_step(program, state, frozen, batch, step, log, meter)
+            trace.before_step(state)
             state, metrics, preview = step_function(state, frozen, batch)
             step += 1
             log.advance()
@@ -93,11 +106,16 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
                 save(force=True)
             if stopping and step < config.steps:
                 log.say(f"stopped at step {step} as asked; the same command goes on from there")
+                finished = True
                 return PREEMPTED
         meter.flush()
+        finished = True
     finally:
-        checkpoints.wait()
-        checkpoints.close()
+        trace.stop()
+        if finished or jax.process_count() == 1:
+            # Saving waits for all processes, and after a failure one may be gone.
+            checkpoints.wait()
+            checkpoints.close()
         log.close()
     return 0
 
@@ -109,6 +127,7 @@ def compile_step(
     batch: Any,
     step: int,
     log: MetricLog,
+    meter: Meter,
 ) -> Any:
     """Compiles the step that `step` needs, and says what takes the time and why."""
     loss = program.config.loss
@@ -117,7 +136,12 @@ def compile_step(
     log.say(f"compiling the training step {what} (from step {step} on) ...")
     begin = time.monotonic()
     compiled = program.jitted_step(perceptual=perceptual).lower(state, frozen, batch).compile()
-    log.say(f"compiled in {time.monotonic() - begin:.1f} s")
+    operations = flops.step_flops(
+        program.config, program.model(state.params), frozen, perceptual=perceptual
+    )
+    seconds = time.monotonic() - begin
+    log.say(f"compiled in {seconds:.1f} s")
+    meter.compiled(operations.total * program.config.batch, seconds)
     return compiled
 
 
@@ -139,6 +163,20 @@ class Meter:
         self._sums: dict[str, float] = {}
         self._count = 0
         self._since = time.monotonic()
+        self._waited = 0.0
+        self._operations = 0.0
+
+    def compiled(self, operations: float, seconds: float) -> None:
+        """From now on a step needs so many `operations`; compiling is no part of steps' time."""
+        self._operations = operations
+        self._since += seconds
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within as waiting for input."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
 
     def add(self, step: int, metrics: dict[str, jax.Array], preview: jax.Array, batch: Any) -> None:
         self.flush()
@@ -166,12 +204,28 @@ class Meter:
             seconds = (time.monotonic() - self._since) / max(self._count, 1)
             means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
             means["skipped"] = values["skipped"]
-            means |= {"step_seconds": seconds, "examples_per_second": self._config.batch / seconds}
+            means |= self._speed(seconds)
             self._log.scalars(step, means)
-            self._sums, self._count, self._since = {}, 0, time.monotonic()
+            self._sums, self._count, self._since, self._waited = {}, 0, time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:
             rows = np.asarray(preview.addressable_shards[0].data)
             self._log.images(step, "input_target_prediction", rows)
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        """How fast steps of `seconds` are, and how long each waited for input."""
+        device = jax.local_devices()[0]
+        rate = self._operations / seconds / jax.device_count()
+        speed = {
+            "step_seconds": seconds,
+            "examples_per_second": self._config.batch / seconds,
+            "input_wait_seconds": self._waited / max(self._count, 1),
+            "tflops_per_device": rate / 1e12,
+        }
+        if peak := flops.peak(device):
+            speed["mfu"] = rate / peak
+        if memory := device.memory_stats():
+            speed["device_gib"] = memory["peak_bytes_in_use"] / 2**30
+        return speed
 
 
 def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:
@@ -209,10 +263,44 @@ def describe(config: ConfigDict, mesh: jax.sharding.Mesh, params: nnx.State, ste
     )
 
 
+def connect() -> None:
+    """Joins the other processes of this job, which JAX finds through the cluster's launcher.
+
+    Raises:
+      ValueError: no launcher that JAX knows, or not all processes came.
+    """
+    try:
+        jax.distributed.initialize(initialization_timeout=CONNECT_SECONDS)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"--distributed could not join the job's other processes ({reason}); start all of them "
+            "with the cluster's launcher, as in one of the recipes in launch/"
+        ) from error
+
+
 def main() -> int:
-    if FLAGS.distributed:
-        jax.distributed.initialize()
-    return train(FLAGS.config, FLAGS.workdir)
+    if not FLAGS.distributed:
+        return train(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+    connect()
+    try:
+        return train(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+    except Exception as error:
+        leave(error)
+
+
+def leave(error: Exception) -> NoReturn:
+    """Says what failed and ends this process of many at once.
+
+    An orderly end would wait for the other processes, which may be waiting for this one.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        cli.say_error(f"the step failed, as it does when another process is gone: {error}")
+    elif isinstance(error, cli.USER_ERRORS):
+        cli.say_error(str(error))
+    else:
+        traceback.print_exception(error)
+    os._exit(1)
 
 
 FLAGS = flags.FLAGS
@@ -223,5 +311,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "distributed", False, "One process of many: find the others through the cluster's launcher."
     )
+    flags.DEFINE_bool("profile", False, "Write a trace of a few steps to WORKDIR/profile (XProf).")
     flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

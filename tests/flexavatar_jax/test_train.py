@@ -38,6 +38,24 @@ def test_a_stopped_run_ends_with_the_weights_of_one_never_stopped(tiny_config, t
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_each_line_of_the_log_says_how_fast_steps_are(tiny_config, tmp_path):
+    train(tiny_config, tmp_path)
+    lines = list(map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()))
+    for line in lines:
+        assert line["examples_per_second"] == pytest.approx(2 / line["step_seconds"])
+        assert 0 < line["tflops_per_device"] < 10
+        assert {"loss", "l1", "ssim", "gradient_norm", "skipped"} < set(line)
+        # No peak of CPUs is published, so there is no share of it.
+        assert "mfu" not in line
+    assert sum(line["input_wait_seconds"] for line in lines) > 0
+
+
+def test_profile_writes_a_trace(tiny_config, tmp_path):
+    tiny_config.steps = 9
+    train(tiny_config, tmp_path, profile=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_another_config_is_refused_and_nothing_is_touched(tiny_config, tmp_path):
     tiny_config.steps = 2
     train(tiny_config, tmp_path)
