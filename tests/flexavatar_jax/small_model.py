@@ -1,0 +1,67 @@
+"""A complete model of a few thousand parameters, with weights by the rule of parity."""
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from numpy_reference import Reference
+
+from configs import flex1
+from data_pipelines.head_mesh import template_mesh
+from flexavatar_jax.head_template import HeadTemplate
+from flexavatar_jax.import_flex1 import adopt
+from flexavatar_jax.model import FlexAvatar
+from flexavatar_jax.parity_rule import rule_weights
+from flexavatar_jax.published_names import abstract_params, flatten, published_shapes
+
+
+def small_config(**changes) -> ConfigDict:
+    """`config.model` with every part of the published model, each of them small."""
+    config = flex1.get_config().model
+    config.update(
+        dict(
+            image_size=24,
+            patch_size=6,
+            width=48,
+            num_heads=2,
+            encoder_depth=2,
+            decoder_depth=2,
+            head_tokens=4,
+            expression_hidden=10,
+            upsampler_channels=(9, 7),
+            uv_resolution=16,
+            sample_grid=20,
+            dtype="float32",
+            remat=False,
+        )
+    )
+    config.update(changes)
+    return config
+
+
+def small_template() -> HeadTemplate:
+    return HeadTemplate(template_mesh(columns=12, rows=8))
+
+
+def rule_model(salt: str, config: ConfigDict | None = None):
+    """A model with weights by the rule, and the NumPy reference of the same weights."""
+    config, template = config or small_config(), small_template()
+    abstract = abstract_params(config, template)
+    weights = rule_weights(published_shapes(config, flatten(abstract)), salt)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: FlexAvatar(config, template, rngs=nnx.Rngs(0))))
+    model = nnx.merge(graph, adopt(dict(weights), abstract, config))
+    return model, Reference(weights, config, *template.mesh)
+
+
+def inputs(seed: int = 0) -> dict[str, np.ndarray]:
+    """One image with a camera in front of the face, DINOv2 features, two expressions."""
+    rng = np.random.default_rng(seed)
+    cam2head = np.diag([1.0, -1.0, -1.0, 1.0])
+    cam2head[:3, 3] = [0.1, 0.05, 1.0]
+    K = np.array([[3.1, 0, 0.51], [0, 3.3, 0.47], [0, 0, 1]])
+    return {
+        "image": rng.random((1, 24, 24, 3), np.float32),
+        "cam2head": cam2head[None].astype(np.float32),
+        "K": K[None].astype(np.float32),
+        "features": rng.standard_normal((1, 16, 16, 768), np.float32),
+        "expression": rng.standard_normal((1, 2, 135), np.float32),
+    }
