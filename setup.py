@@ -10,20 +10,20 @@ REQUIREMENTS = [
     "clu>=0.0.12",
     "einops>=0.8",
     "etils[epath,epy]>=1.10",
-    "flax>=0.11",
+    "flax>=0.12",
     "fsspec>=2024.6",
     "grain>=0.2.12",
     "imageio>=2.35",
     "imageio-ffmpeg>=0.5",
     # tensorflow-datasets imports importlib_resources without declaring it.
     "importlib_resources>=6.4",
-    "jax>=0.7",
+    "jax>=0.10",
     "jaxtyping>=0.2.34",
     "ml-collections>=1.0",
     "ml-dtypes>=0.4",
     "numpy>=1.26",
     "optax>=0.2.4",
-    "orbax-checkpoint>=0.11.20",
+    "orbax-checkpoint>=0.11.33",
     "pillow>=11.3",  # reads AVIF
     "safetensors>=0.4.5",
     "scipy>=1.13",
@@ -34,13 +34,14 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "cuda": ["jax[cuda12]>=0.7"],
-    "tpu": ["jax[tpu]>=0.7"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
     "test": [
         "hypothesis>=6.100",
         "libtpu>=0.0.30",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
+        "pyyaml>=6.0",
         "ruff>=0.14",
     ],
 }

@@ -171,6 +171,7 @@ class TrainProgram:
 
         Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
         """
+        bad_records = jnp.sum(batch["bad_records"])
         batch = finish_batch(batch)
         grad = jax.value_and_grad(functools.partial(self.loss, perceptual=perceptual), has_aux=True)
         accumulate = self.config.accumulate
@@ -207,7 +208,8 @@ class TrainProgram:
             (state.params, state.opt_state),
         )
         skipped = state.skipped + jnp.where(good, 0, 1)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm, "skipped": skipped}
+        metrics = {"loss": loss, **parts, "gradient_norm": norm}
+        metrics |= {"skipped": skipped, "bad_records": bad_records}
         return TrainState(state.step + 1, params, opt_state, skipped), metrics, preview
 
     def jitted_step(self, *, perceptual: bool = False) -> Callable:

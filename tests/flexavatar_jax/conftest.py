@@ -26,30 +26,39 @@ def tiny_data(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def tiny_config(tiny_data) -> ConfigDict:
-    """The demo's config, shrunk to a few thousand parameters, with data beside it."""
-    config = demo.get_config()
-    config.batch, config.steps = 2, 4
-    config.model.update(
-        dict(
-            image_size=32,
-            patch_size=8,
-            width=32,
-            num_heads=2,
-            encoder_depth=1,
-            decoder_depth=1,
-            head_tokens=4,
-            expression_hidden=8,
-            upsampler_channels=(16,),
-            uv_resolution=16,
-            sample_grid=16,
-            max_scale=0.03,
+@pytest.fixture(scope="session")
+def make_tiny_config(tiny_data):
+    """Makes the demo's config, shrunk to a few thousand parameters, with data beside it."""
+
+    def make() -> ConfigDict:
+        config = demo.get_config()
+        config.batch, config.steps = 2, 4
+        config.model.update(
+            dict(
+                image_size=32,
+                patch_size=8,
+                width=32,
+                num_heads=2,
+                encoder_depth=1,
+                decoder_depth=1,
+                head_tokens=4,
+                expression_hidden=8,
+                upsampler_channels=(16,),
+                uv_resolution=16,
+                sample_grid=16,
+                max_scale=0.03,
+            )
         )
-    )
-    config.data.update(dict(root=str(tiny_data), image_size=32, targets=2))
-    config.optimizer.update(dict(learning_rate=1e-3, warmup_steps=0, decay_steps=0))
-    config.checkpoint.every = 2
-    config.log.update(dict(every=1, images_every=2, images=1))
-    config.eval.update(dict(people=2, images_per_person=4, constant_images=20))
-    return config
+        config.data.update(dict(root=str(tiny_data), image_size=32, targets=2))
+        config.optimizer.update(dict(learning_rate=1e-3, warmup_steps=0, decay_steps=0))
+        config.checkpoint.every = 2
+        config.log.update(dict(every=1, images_every=2, images=1))
+        config.eval.update(dict(people=2, images_per_person=4, constant_images=20))
+        return config
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config) -> ConfigDict:
+    return make_tiny_config()

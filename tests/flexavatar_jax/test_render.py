@@ -47,9 +47,7 @@ def test_from_behind_the_persons_left_is_on_the_left():
 
 def test_a_coefficient_becomes_its_colour():
     camera = cameras.orbit(0.0, 0.0, 1.0, np.zeros(3)).astype(np.float32)
-    out = render(
-        dot((0, 0, 0), (0.8, 0.3, 0.1)), camera[None], K[None], jnp.zeros((1, 3)), size=64
-    )
+    out = render(dot((0, 0, 0), (0.8, 0.3, 0.1)), camera[None], K[None], jnp.zeros((1, 3)), size=64)
     color = out.color[0, 32, 32] / out.alpha[0, 32, 32]
     np.testing.assert_allclose(color, [0.8, 0.3, 0.1], atol=1e-5)
 

@@ -1,0 +1,99 @@
+"""Avatars of real tracked portraits, rendered to files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flexavatar_jax import avatar
+from flexavatar_jax.animation import write_animation
+from flexavatar_jax.inference import orbit_cameras
+from flexavatar_jax.train import train
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    tiny_config.steps = 1
+    train(tiny_config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_an_orbit_keeps_its_distance_and_starts_at_the_input(shared_dir):
+    start = np.eye(4)
+    start[:3, 3] = 0.1, 0.2, 1.0
+    views = orbit_cameras(start, 8)
+    np.testing.assert_allclose(views[0], start)
+    np.testing.assert_allclose(
+        np.linalg.norm(views[:, :3, 3], axis=1), np.linalg.norm([0.1, 0.2, 1])
+    )
+    np.testing.assert_allclose(views[4, :3, 3], [-0.1, 0.2, -1.0], atol=1e-12)
+
+
+def test_animations_are_written_whole_as_mp4_and_gif(tmp_path):
+    frames = np.zeros((3, 17, 16, 3), np.uint8)
+    frames[1] = 255
+    written = write_animation(tmp_path / "clip.mp4", frames, fps=10)
+    assert [path.suffix for path in written] == [".mp4", ".gif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4"]
+    with Image.open(tmp_path / "clip.gif") as gif:
+        assert (gif.n_frames, gif.size) == (3, (16, 17))
+
+
+def test_a_real_portrait_is_rendered_all_the_way_round(run, shared_dir, tmp_path):
+    portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
+    command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--frames", "4"]
+    avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
+    with Image.open(tmp_path / "orbit.gif") as gif:
+        assert gif.size == (32, 32)
+    assert (tmp_path / "orbit.mp4").stat().st_size > 0
+
+
+def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
+    portrait = shared_dir / "real" / "inputs" / "asian_watercolor_girl.jpg"
+    driving = shared_dir / "real" / "driving" / "EMO-1-shout+laugh"
+    command = ["render", "--workdir", str(run), "--portrait", str(portrait)]
+    avatar.main([*command, "--driving", str(driving), "--out", str(tmp_path / "driven.mp4")])
+    assert (tmp_path / "driven.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (dict(portrait="nobody/inputs/nobody.jpg"), "nobody"),
+        (dict(out="film.avi"), ".mp4"),
+        (dict(out="no/such/folder/film.mp4"), "no/such/folder"),
+        (dict(workdir="nowhere"), "nowhere"),
+        (dict(driving="no/performance"), "no/performance"),
+    ],
+)
+def test_mistakes_are_named_in_one_sentence(change, expected, shared_dir, tmp_path, capsys):
+    options = dict(
+        workdir=str(tmp_path),
+        portrait=str(shared_dir / "real" / "inputs" / "marble_sculpture.jpg"),
+        out=str(tmp_path / "film.mp4"),
+    )
+    arguments = [f"--{key}={value}" for key, value in (options | change).items()]
+    with pytest.raises(SystemExit) as stopped:
+        avatar.main(["render", *arguments])
+    assert stopped.value.code != 0
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert expected in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_portrait_without_tracking_is_named(run, shared_dir, tmp_path, capsys):
+    inputs = tmp_path / "mine" / "inputs"
+    inputs.mkdir(parents=True)
+    original = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
+    (inputs / "me.jpg").write_bytes(original.read_bytes())
+    with pytest.raises(SystemExit):
+        avatar.main(
+            [
+                *("render", "--workdir", str(run), "--portrait", str(inputs / "me.jpg")),
+                *("--out", str(tmp_path / "film.mp4")),
+            ]
+        )
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "Pixel3DMM" in message

@@ -1,0 +1,55 @@
+"""Evaluation: sectors of view, the best constant, metrics and the page of pictures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import cameras
+from flexavatar_jax.evaluate import evaluate, evenly_spaced, sector, sector_means
+from flexavatar_jax.train import train
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "expected"),
+    [(0, "front"), (59, "front"), (-59, "front"), (61, "side"), (-119, "side"), (121, "back")],
+)
+def test_sectors_by_azimuth(azimuth, expected):
+    assert sector(cameras.orbit(azimuth, 10.0, 1.0, np.zeros(3))) == expected
+
+
+def test_evenly_spaced_reaches_both_ends_without_repeats():
+    np.testing.assert_array_equal(evenly_spaced(11, 3), [0, 5, 10])
+    np.testing.assert_array_equal(evenly_spaced(2, 5), [0, 1])
+
+
+def test_the_constant_of_a_sector_is_its_mean_image(tiny_config):
+    means = sector_means(tiny_config)
+    assert set(means) == {"front", "side", "back"}
+    for mean in means.values():
+        assert mean.shape == (32, 32, 3)
+        np.testing.assert_allclose(mean[0, 0], 1.0, atol=0.02)  # white beside the heads
+        assert mean[16, 16].max() < 0.9
+    # Faces are lighter than the backs of heads.
+    assert not np.allclose(means["front"], means["back"], atol=0.02)
+
+
+def test_a_run_is_evaluated_into_metrics_and_a_report(tiny_config, tmp_path):
+    tiny_config.steps = 2
+    train(tiny_config, tmp_path)
+    metrics = evaluate(tmp_path)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored == metrics
+    assert {"psnr_unseen_all", "psnr_unseen_front", "psnr_unseen_back"} <= stored.keys()
+    assert stored["steps"] == 2
+    assert stored["seconds"] > 0
+    assert 5 < stored["psnr_constant_all"] < 40
+    page = (tmp_path / "report" / "index.html").read_text()
+    for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
+        assert name in page
+        assert (tmp_path / "report" / name).stat().st_size > 0
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a run's folder"):
+        evaluate(tmp_path)
