@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# libtpu is installed for its compiler; without this, JAX would look for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
