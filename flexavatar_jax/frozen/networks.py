@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from flexavatar_jax.frozen import dinov2, hiera
@@ -35,6 +38,24 @@ def load_frozen_networks(config: ConfigDict) -> FrozenNetworks:
         encoder=load_encoder_network(config),
         dino=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype) if config.loss.dino else None,
         sam=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
+    )
+
+
+def frozen_shapes(config: ConfigDict) -> FrozenNetworks:
+    """Shapes and dtypes of what `load_frozen_networks` returns; needs no weights."""
+    dtype = jnp.dtype(config.model.dtype)
+
+    def shapes(of: Mapping[str, tuple[int, ...]], fold: Callable) -> Any:
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in of.items()}
+        return jax.eval_shape(lambda: fold(zeros))
+
+    def dino(size: dinov2.Architecture) -> dinov2.Params:
+        return shapes(dinov2.shapes(size), lambda weights: dinov2.fold(weights, size, dtype))
+
+    return FrozenNetworks(
+        encoder=dino(dinov2.BASE) if config.model.dino else None,
+        dino=dino(dinov2.SMALL) if config.loss.dino else None,
+        sam=shapes(hiera.shapes(), lambda w: hiera.fold(w, dtype)) if config.loss.sam else None,
     )
 
 

@@ -1,0 +1,123 @@
+"""The collectives of a compiled program, read from its HLO text."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "c64": 8, "c128": 16}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_REGULAR_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+    """One collective operation, as often as it runs."""
+
+    kind: str
+    """One of KINDS."""
+    group: int
+    """Devices that take part together."""
+    bytes: float
+    """Of the whole array: what all-gather puts out, what reduce-scatter takes in."""
+    operation: str
+    """XLA's note of what it was made for, such as "jit(step)/.../reduce_sum"."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes a device sends, in the best of algorithms."""
+        share = (self.group - 1) / self.group
+        if self.kind == "collective-permute":
+            return self.bytes
+        return (2 if self.kind == "all-reduce" else 1) * share * self.bytes
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """All collectives of an optimised module; those in a loop count each time round.
+
+    Loops whose length the compiler doesn't know count once.
+    """
+    bodies = _computations(hlo)
+    runs = _runs(bodies)
+    found = []
+    for name, lines in bodies.items():
+        for line in lines:
+            match = _OPERATION.search(line)
+            if not match:
+                continue
+            shapes, kind, started = match.groups()
+            group = _group(line)
+            size = sum(_size(dtype, dims) for dtype, dims in _ARRAY.findall(shapes))
+            # What a start puts out holds its operands too.
+            if started and kind in ("all-gather", "reduce-scatter"):
+                size *= group / (group + 1)
+            elif started and kind in ("all-to-all", "collective-permute"):
+                size /= 2
+            elif kind == "reduce-scatter":
+                size *= group
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            note = re.search(r'op_name="([^"]*)"', line)
+            found += [Collective(kind, group, size, note[1] if note else "")] * runs[name]
+    return [c for c in found if c.group > 1]
+
+
+def _computations(hlo: str) -> dict[str, list[str]]:
+    """The lines of each computation, by name; the entry's comes as "ENTRY"."""
+    bodies: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in hlo.splitlines():
+        if not line.startswith(" ") and (head := _COMPUTATION.match(line)):
+            current = bodies.setdefault("ENTRY" if head[1] else head[2], [])
+        else:
+            current.append(line)
+    return bodies
+
+
+def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs."""
+    called: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
+    for name, lines in bodies.items():
+        for line in lines:
+            trips = _TRIPS.search(line) if " while(" in line else None
+            for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
+                if callee in called:
+                    called[callee].append((name, int(trips[1]) if trips else 1))
+            for group in re.findall(r"branch_computations=\{([^}]*)\}", line):
+                for callee in re.findall(r"[\w.\-]+", group):
+                    called[callee].append((name, 1))
+
+    def times(name: str) -> int:
+        if name == "ENTRY":
+            return 1
+        return sum(times(caller) * count for caller, count in called[name])
+
+    return {name: times(name) for name in bodies}
+
+
+def _size(dtype: str, dims: str) -> float:
+    """Bytes of an array."""
+    bits = re.sub(r"\D.*", "", dtype.lstrip("bfsue")) if dtype not in _BYTES else ""
+    width = _BYTES.get(dtype) or int(bits or 8) / 8
+    return math.prod(int(d) for d in dims.split(",") if d) * width
+
+
+def _group(line: str) -> int:
+    """Devices in one group, in whichever of three ways groups are written."""
+    if match := _LISTED_GROUPS.search(line):
+        return len(match[1].split(","))
+    if match := _REGULAR_GROUPS.search(line):
+        return int(match[1])
+    if match := _MESH_GROUPS.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        # An axis, or a part of one: 'axis':(before)size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    return 2  # a collective-permute, which says pairs

@@ -1,0 +1,296 @@
+"""Compiles the training step for TPUs nobody has rented yet, and says how it would run on them.
+
+    python -m flexavatar_jax.compile_ahead --config configs/flex1.py --topology v5e:16x16 \\
+        --config.batch=256
+
+runs the real TPU compiler (PyPI's `libtpu`, no TPU needed) on the whole step of `train_step.py`,
+frozen networks and Pallas kernels included, for every chip of the topology. What doesn't fit a
+chip's memory fails here, not on the pod. Memory and collectives are the compiler's; times are
+predicted from them, counted operations and published rates: a bound from below, not a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from flexavatar_jax import cli
+from flexavatar_jax.collectives import Collective, collectives
+from flexavatar_jax.flops import StepFlops, step_flops
+from flexavatar_jax.frozen.networks import frozen_shapes
+from flexavatar_jax.head_template import load_template
+from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
+from flexavatar_jax.train_step import TrainProgram
+from kernels import scenes, tpu_costs
+
+LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
+"""Bytes a second of one link of the interconnect in one direction (Austin et al., How to Scale Your
+Model (2025), chapter 2). A collective is taken to use one link, though rings along both directions
+and several axes of the torus go faster."""
+
+NAMES = "v4:2x2x1, v4:4x4x4, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16"
+
+
+class Memory(NamedTuple):
+    """Bytes of a chip's HBM that the compiled step takes."""
+
+    state: int
+    """Parameters, optimiser state, frozen networks and the batch."""
+    temporary: int
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        return self.state + self.temporary <= self.limit
+
+
+class OutOfMemoryError(ValueError):
+    """The step does not fit a chip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Seconds of one step, part by part, as if one followed the other."""
+
+    encoder: float
+    decoder: float
+    frozen: float
+    rasterizer: float
+    interconnect: float
+
+    @property
+    def step(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What compiling told about a step on a topology."""
+
+    topology: str
+    chips: int
+    batch: int
+    memory: Memory
+    flops: StepFlops
+    """An example's."""
+    collectives: list[Collective]
+    prediction: Prediction
+
+    @property
+    def interconnect_bytes(self) -> float:
+        """Bytes a chip sends in a step."""
+        return sum(c.sent for c in self.collectives)
+
+
+def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
+    """The mesh that `config.mesh` asks for, over the devices of a TPU topology that isn't here.
+
+    Raises:
+      ValueError: libtpu isn't installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("compiling for TPUs needs libtpu; install it: pip install libtpu")
+    if topology.split(":")[0] not in LINK:
+        raise ValueError(f"--topology {topology} is not known; give one like {NAMES}")
+    # There is no TPU here to ask.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"--topology {topology} is not known to libtpu ({reason}); give one like {NAMES}"
+        ) from error
+    return make_mesh(**config.mesh, devices=devices)
+
+
+def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch as `data_pipelines.mixture.make_iterator` gives it, laid out on `mesh`."""
+    size, targets = config.data.image_size, config.data.targets
+    f32, i32, u8 = jnp.float32, jnp.int32, jnp.uint8
+    shapes = {
+        "input_image": ((size, size, 3), u8),
+        "input_mask": ((size, size), u8),
+        "input_cam2head": ((4, 4), f32),
+        "input_K": ((3, 3), f32),
+        "target_image": ((targets, size, size, 3), u8),
+        "target_mask": ((targets, size, size), u8),
+        "target_cam2head": ((targets, 4, 4), f32),
+        "target_K": ((targets, 3, 3), f32),
+        "target_expression": ((targets, config.model.expression_size), f32),
+        "background": ((3,), f32),
+        "jitter": ((5,), f32),
+        "source": ((), i32),
+        "example": ((2 + targets,), i32),
+        "bad_records": ((), i32),
+    }
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Report:
+    """Compiles the training step of `config` for `topology`.
+
+    Args:
+      config: an experiment's. A rasterizer of "auto" is the one that a TPU gets.
+      topology: such as "v5e:16x16".
+      perceptual: compile the step with DINO and SAM in the loss.
+
+    Raises:
+      ValueError: no libtpu, an unknown topology, or a batch that the mesh cannot split.
+      OutOfMemoryError: the step does not fit a chip; says by how much and what to change.
+    """
+    mesh = topology_mesh(config, topology)
+    config = config.copy_and_resolve_references()
+    if config.rasterizer == "auto":
+        config.rasterizer = "pallas_tpu"
+    program = TrainProgram.create(config, mesh, load_template(config.model.template))
+    frozen = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        frozen_shapes(config),
+    )
+    batch = abstract_batch(config, mesh)
+    chip = tpu_costs.CHIPS[topology.split(":")[0]]
+    step = program.jitted_step(perceptual=perceptual).lower(program.abstract_state, frozen, batch)
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "hbm" not in str(error) or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(_does_not_fit(str(error), config, topology, mesh)) from error
+    analysis = compiled.memory_analysis()
+    flops = step_flops(
+        config, program.model(program.abstract_state.params), frozen, perceptual=perceptual
+    )
+    moved = collectives(compiled.as_text())
+    return Report(
+        topology=topology,
+        chips=mesh.size,
+        batch=config.batch,
+        memory=Memory(
+            analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes
+            - analysis.alias_size_in_bytes,
+            analysis.temp_size_in_bytes,
+            chip.memory,
+        ),
+        flops=flops,
+        collectives=moved,
+        prediction=predict(config, topology.split(":")[0], mesh, flops, moved),
+    )
+
+
+def predict(
+    config: ConfigDict, chip: str, mesh: Mesh, flops: StepFlops, moved: list[Collective]
+) -> Prediction:
+    """Seconds of a step on one of `tpu_costs.CHIPS`, at its published rates.
+
+    Matrix products run at the bfloat16 peak, blocks once more where they are rematerialised;
+    rendering as `tpu_costs.predict` counts it for the avatar scene; collectives over one link, none
+    of it hidden behind computation.
+    """
+    examples = config.batch / mesh.size
+    rate = tpu_costs.CHIPS[chip].bfloat16 / examples
+    again = 4 / 3 if config.model.remat else 1
+    size = config.data.image_size
+    images = examples * mesh.shape["tensor"] * config.data.targets
+    scene = scenes.avatar(images=1)
+    image = {p.chip: p.forward_backward_ms / 1e3 for p in tpu_costs.predict(scene, size, size)}
+    return Prediction(
+        encoder=again * flops.encoder / rate,
+        decoder=again * flops.decoder / rate,
+        frozen=(flops.features + flops.perceptual) * mesh.shape["tensor"] / rate,
+        rasterizer=images * image[chip],
+        interconnect=sum(c.sent for c in moved) / LINK[chip],
+    )
+
+
+def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> str:
+    """The compiler's finding in a sentence, and what to change, cheapest first."""
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", error)
+    used = f"{found[1]} of {found[2]}" if found else "more memory than there is"
+    local = config.batch // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate)
+    changes = []
+    if not config.model.remat:
+        changes.append("--config.model.remat")
+    if local > 1:
+        changes.append(f"--config.accumulate={config.accumulate * local}")
+    if mesh.shape["fsdp"] < mesh.size:
+        changes.append(f"--config.mesh.data=1 --config.mesh.fsdp={mesh.size}")
+    changes.append("a chip with more memory (v6e: 32 GiB, v5p: 95 GiB)")
+    return (
+        f"the step does not fit a chip of {topology}: it takes {used} at {local} examples a chip "
+        f"and micro-batch; try {', then '.join(changes)}"
+    )
+
+
+def describe(report: Report) -> str:
+    """The report as a few lines for a terminal."""
+    r, p, gib = report, report.prediction, 2**30
+    total = r.flops.total * r.batch
+    kinds: dict[str, list[float]] = {}
+    for c in r.collectives:
+        kinds.setdefault(f"{c.kind} over {c.group} chips", []).append(c.sent)
+    lines = [
+        f"{r.topology}: {r.chips} chips, batch {r.batch} ({r.batch / r.chips:g} a chip)",
+        f"memory a chip     {(r.memory.state + r.memory.temporary) / gib:.2f} of "
+        f"{r.memory.limit / gib:.0f} GiB (state and batch {r.memory.state / gib:.2f}, temporary "
+        f"{r.memory.temporary / gib:.2f})",
+        f"operations        {total / 1e12:.1f} TFLOP a step, {r.flops.total / 1e12:.2f} an example "
+        f"(encoder {r.flops.encoder / 1e12:.2f}, decoder {r.flops.decoder / 1e12:.2f}, frozen "
+        f"networks {(r.flops.features + r.flops.perceptual) / 1e12:.2f})",
+        f"interconnect      {r.interconnect_bytes / gib:.2f} GiB sent a chip and step",
+        *(
+            f"                  {len(sizes):4} x {kind}: {sum(sizes) / gib:.3f} GiB"
+            for kind, sizes in sorted(kinds.items())
+        ),
+        f"predicted step    {p.step * 1e3:.0f} ms: "
+        + ", ".join(f"{f.name} {getattr(p, f.name) * 1e3:.0f}" for f in dataclasses.fields(p)),
+        f"predicted rate    {r.batch / p.step:.0f} examples/s on the {r.chips} chips",
+        "predicted from published rates and one link a collective: a bound from below on time",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    # TPUs are compiled for, never used; without this JAX would look for them.
+    jax.config.update("jax_platforms", "cpu")
+    config = FLAGS.config
+    mesh = topology_mesh(config, FLAGS.topology)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch % shards:
+        batch = -(-config.batch // shards) * shards
+        print(f"config.batch {config.batch} does not split over {shards} shards; taken as {batch}")
+        config.batch = batch
+    perceptual = FLAGS.perceptual and bool(config.loss.dino or config.loss.sam)
+    what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
+    print(f"compiling the training step {what} for {mesh.size} chips ...", flush=True)
+    print(describe(compile_ahead(config, FLAGS.topology, perceptual=perceptual)))
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("topology", None, f"The TPU slice: {NAMES}, ...")
+    flags.DEFINE_bool(
+        "perceptual", True, "The step from config.loss.perceptual_start on, not the one before."
+    )
+    flags.mark_flags_as_required(["config", "topology"])
+    cli.run(main)
