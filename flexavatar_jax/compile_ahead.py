@@ -252,16 +252,16 @@ def describe(report: Report) -> str:
         f"memory a chip     {(r.memory.state + r.memory.temporary) / gib:.2f} of "
         f"{r.memory.limit / gib:.0f} GiB (state and batch {r.memory.state / gib:.2f}, temporary "
         f"{r.memory.temporary / gib:.2f})",
-        f"operations        {total / 1e12:.1f} TFLOP a step, {r.flops.total / 1e12:.2f} an example "
-        f"(encoder {r.flops.encoder / 1e12:.2f}, decoder {r.flops.decoder / 1e12:.2f}, frozen "
-        f"networks {(r.flops.features + r.flops.perceptual) / 1e12:.2f})",
+        f"operations        {total / 1e12:.3g} TFLOP a step, {r.flops.total / 1e12:.3g} an example "
+        f"(encoder {r.flops.encoder / 1e12:.3g}, decoder {r.flops.decoder / 1e12:.3g}, frozen "
+        f"networks {(r.flops.features + r.flops.perceptual) / 1e12:.3g})",
         f"interconnect      {r.interconnect_bytes / gib:.2f} GiB sent a chip and step",
         *(
             f"                  {len(sizes):4} x {kind}: {sum(sizes) / gib:.3f} GiB"
             for kind, sizes in sorted(kinds.items())
         ),
-        f"predicted step    {p.step * 1e3:.0f} ms: "
-        + ", ".join(f"{f.name} {getattr(p, f.name) * 1e3:.0f}" for f in dataclasses.fields(p)),
+        f"predicted step    {p.step * 1e3:.3g} ms: "
+        + ", ".join(f"{f.name} {getattr(p, f.name) * 1e3:.3g}" for f in dataclasses.fields(p)),
         f"predicted rate    {r.batch / p.step:.0f} examples/s on the {r.chips} chips",
         "predicted from published rates and one link a collective: a bound from below on time",
     ]

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a Cloud TPU VM slice:
+#
+#   gcloud compute tpus tpu-vm create flex1 --zone=us-west4-a \
+#       --accelerator-type=v5litepod-256 --version=v2-alpha-tpuv5-lite
+#   launch/cloud_tpu.sh flex1 us-west4-a \
+#       --config configs/flex1.py --workdir gs://BUCKET/flex1 --config.batch=256
+#
+# The first call installs the package from the repository in $REPOSITORY on every host. A TPU knows
+# its own hosts. Where the slice was taken away, create it again and give the same command.
+set -euo pipefail
+
+if [ $# -lt 3 ]; then
+    echo "usage: launch/cloud_tpu.sh TPU_NAME ZONE TRAINING_ARGUMENTS" >&2
+    exit 2
+fi
+name=$1 zone=$2
+shift 2
+install="[ -d flexavatar-jax ] || { git clone ${REPOSITORY:?set it to the git URL to install from} flexavatar-jax \
+&& python3 -m venv venv && venv/bin/pip install -q -e 'flexavatar-jax[tpu]'; }"
+train="cd flexavatar-jax && ../venv/bin/python -m flexavatar_jax.train --distributed$(printf ' %q' "$@")"
+exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+    --command="{ $install; } && $train"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Trains under Open MPI 4, one process a GPU; mpirun's own arguments come before "--":
+#
+#   launch/openmpi.sh -np 16 --hostfile hosts -- \
+#       --config configs/flex1.py --workdir /shared/runs/flex1 --config.mesh.fsdp=8
+#
+# MPI starts the processes and tells JAX who they are; it moves no data. A run that was asked to stop
+# (SIGTERM to mpirun) saves; give the same command again and it goes on.
+set -euo pipefail
+
+mpi=()
+while [ $# -gt 0 ] && [ "$1" != "--" ]; do
+    mpi+=("$1")
+    shift
+done
+if [ $# -eq 0 ]; then
+    echo "usage: launch/openmpi.sh MPIRUN_ARGUMENTS -- TRAINING_ARGUMENTS" >&2
+    exit 2
+fi
+shift
+exec mpirun "${mpi[@]}" python3 -m flexavatar_jax.train --distributed "$@"

@@ -1,0 +1,181 @@
+"""The recipes in launch/: tried for real on loopback where the launchers are installed."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import flex1
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+
+
+def environment() -> dict[str, str]:
+    """Two virtual CPU devices a process, and this Python as `python3`."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+
+
+@pytest.fixture
+def arguments(tiny_config, tmp_path) -> list[str]:
+    """Training arguments for two processes of two devices."""
+    tiny_config.batch = 4
+    program = tmp_path / "experiment.py"
+    program.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({tiny_config.to_json()!r}))\n"
+    )
+    return ["--config", str(program), "--workdir", str(tmp_path / "run"), "--config.mesh.fsdp=4"]
+
+
+def assert_trained(workdir: Path) -> None:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert (workdir / "checkpoints" / "4").is_dir()
+
+
+@pytest.mark.slow
+def test_open_mpi_trains_with_two_ranks(arguments, tmp_path):
+    if not shutil.which("mpirun"):
+        pytest.skip("Open MPI is not installed (Debian: openmpi-bin)")
+    command = [LAUNCH / "openmpi.sh", "-np", "2", "--oversubscribe", "--allow-run-as-root", "--"]
+    done = subprocess.run(
+        [*command, *arguments], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 x cpu" in done.stdout
+    assert "2 processes" in done.stdout
+    assert_trained(tmp_path / "run")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment for the commands of a cluster of this one machine, started for the test."""
+    needed = ("slurmctld", "slurmd", "sbatch", "munged")
+    if not all(shutil.which(program, path=f"/usr/sbin:{os.environ['PATH']}") for program in needed):
+        pytest.skip("Slurm is not installed (Debian: slurm-wlm and munge)")
+    if os.getuid():
+        pytest.skip("starting Slurm's daemons takes root")
+    path = f"/usr/sbin:{os.environ['PATH']}"
+    key, munge_socket = tmp_path / "munge.key", tmp_path / "munge.socket"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    for folder in ("state", "spool"):
+        (tmp_path / folder).mkdir()
+    host = socket.gethostname().split(".")[0]
+    (tmp_path / "slurm.conf").write_text(
+        f"""ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={free_port()}
+SlurmdPort={free_port()}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={munge_socket}
+CredType=cred/munge
+StateSaveLocation={tmp_path}/state
+SlurmdSpoolDir={tmp_path}/spool
+SlurmctldPidFile={tmp_path}/slurmctld.pid
+SlurmdPidFile={tmp_path}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/linear
+MpiDefault=none
+ReturnToService=2
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN
+PartitionName=test Nodes=localhost Default=YES OverSubscribe=FORCE:4
+"""
+    )
+    env = environment() | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
+    env["PATH"] = f"/usr/sbin:{env['PATH']}"
+    log = (tmp_path / "daemons.log").open("w")
+    daemons = [
+        [
+            *("munged", "--foreground", "--force", "--key-file", key, "--socket", munge_socket),
+            *("--pid-file", tmp_path / "munged.pid", "--log-file", tmp_path / "munged.log"),
+            *("--seed-file", tmp_path / "munged.seed"),
+        ],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D", "-N", "localhost"],
+    ]
+    running = []
+    for command in daemons:
+        program = shutil.which(command[0], path=path)
+        running.append(subprocess.Popen([program, *command[1:]], env=env, stdout=log, stderr=log))
+        time.sleep(1)
+    yield env
+    for daemon in reversed(running):
+        daemon.terminate()
+        daemon.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_slurm_trains_with_two_ranks(slurm, arguments, tmp_path):
+    output = tmp_path / "job.log"
+    command = ["sbatch", "--wait", "--ntasks=2", "--overcommit", f"--output={output}"]
+    done = subprocess.run(
+        [*command, f"--chdir={ROOT}", LAUNCH / "slurm.sh", *arguments],
+        env=slurm,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = output.read_text() if output.exists() else (tmp_path / "daemons.log").read_text()
+    assert done.returncode == 0, done.stderr + said
+    assert "2 processes" in said
+    assert_trained(tmp_path / "run")
+
+
+def test_cloud_tpu_runs_the_same_command_on_all_hosts(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+    gcloud.chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "REPOSITORY": "https://example.org/flexavatar-jax.git",
+    }
+    command = [LAUNCH / "cloud_tpu.sh", "flex1", "us-west4-a", "--workdir=gs://b/a run"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:6] == ["compute", "tpus", "tpu-vm", "ssh", "flex1", "--zone=us-west4-a"]
+    assert lines[6] == "--worker=all"
+    remote = "\n".join(lines[7:]).removeprefix("--command=")
+    subprocess.run(["bash", "-n", "-c", remote], check=True)
+    assert r"flexavatar_jax.train --distributed --workdir=gs://b/a\ run" in remote
+
+
+def test_gke_starts_a_process_on_each_host_of_the_topology():
+    jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert spec["parallelism"] == spec["completions"] == rows * columns // chips
+    assert container["command"][1:] == ["-m", "flexavatar_jax.train", "--distributed"]
+    (batch,) = [a for a in container["args"] if a.startswith("--config.batch=")]
+    assert int(batch.split("=")[1]) % (rows * columns) == 0
+    config = flex1.get_config()
+    for argument in container["args"]:
+        field, _, value = argument.removeprefix("--").partition("=")
+        if field.startswith("config."):
+            config.update_from_flattened_dict({field.removeprefix("config."): int(value)})
