@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict(
         dict(
             l1=0.8,
+            mse=0.0,
             ssim=0.2,  # of 1 - SSIM
             dino=1.0,
             sam=1.0,

@@ -2,6 +2,8 @@
 
     loss = 0.8 L1 + 0.2 (1 - SSIM) + DINO + SAM        (weights: `config.loss`)
 
+and, of no weight in the paper, the mean square error, whose optimum is what PSNR measures.
+
 DINO and SAM join at step `config.loss.perceptual_start`; L1 and SSIM are there from the start.
 Every term is a mean over elements, so values don't depend on batch or image size. Images are
 float32 RGB in [0, 1], channels last, `*b h w 3`.
@@ -43,13 +45,15 @@ def training_loss(
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum that training minimises, and its parts before weighting.
 
-    `config` is `config.loss`: the weights `l1`, `ssim`, `dino` and `sam`; a term of weight 0 isn't
+    `config` is `config.loss`: the weights `l1`, `mse`, `ssim`, `dino` and `sam`; a term of weight 0 isn't
     computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one step
     without and, for `perceptual_start`, one with them, so that the first pays nothing for them.
     """
     parts = {}
     if config["l1"]:
         parts["l1"] = l1(prediction, target)
+    if config["mse"]:
+        parts["mse"] = jnp.mean((prediction - target) ** 2)
     if config["ssim"]:
         parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
     if perceptual and config["dino"]:

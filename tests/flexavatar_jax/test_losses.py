@@ -10,7 +10,7 @@ from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.losses import _image_by_image, l1, psnr, ssim, training_loss
 from flexavatar_jax.parity_rule import rule_weights
 
-CONFIG = {"l1": 0.8, "ssim": 0.2, "dino": 0.0, "sam": 0.0}
+CONFIG = {"l1": 0.8, "mse": 0.0, "ssim": 0.2, "dino": 0.0, "sam": 0.0}
 
 
 def images(seed: int, *shape: int) -> np.ndarray:
@@ -66,6 +66,13 @@ def test_loss_is_the_weighted_sum_of_its_parts():
     assert float(parts["l1"]) == pytest.approx(float(np.abs(a - b).mean()), rel=1e-5)
     assert float(parts["ssim"]) == pytest.approx(1 - float(ssim(a, b).mean()), rel=1e-5)
     assert float(loss) == pytest.approx(float(0.8 * parts["l1"] + 0.2 * parts["ssim"]), rel=1e-6)
+
+
+def test_the_mean_square_error_is_a_part_where_it_has_a_weight():
+    a, b = images(0, 2, 16, 16), images(1, 2, 16, 16)
+    loss, parts = training_loss(a, b, CONFIG | {"l1": 0.0, "ssim": 0.0, "mse": 2.0})
+    assert set(parts) == {"mse"}
+    assert float(loss) == pytest.approx(2 * float(((a - b) ** 2).mean()), rel=1e-6)
 
 
 def test_a_term_of_weight_zero_is_left_out():
