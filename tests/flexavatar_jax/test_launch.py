@@ -53,7 +53,7 @@ def test_open_mpi_trains_with_two_ranks(arguments, tmp_path):
         pytest.skip("Open MPI is not installed (Debian: openmpi-bin)")
     command = [LAUNCH / "openmpi.sh", "-np", "2", "--oversubscribe", "--allow-run-as-root", "--"]
     done = subprocess.run(
-        [*command, *arguments], env=environment(), capture_output=True, text=True, timeout=300
+        [*command, *arguments], env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "4 x cpu" in done.stdout
@@ -136,7 +136,7 @@ def test_slurm_trains_with_two_ranks(slurm, arguments, tmp_path):
         env=slurm,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     said = output.read_text() if output.exists() else (tmp_path / "daemons.log").read_text()
     assert done.returncode == 0, done.stderr + said

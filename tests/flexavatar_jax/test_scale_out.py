@@ -138,7 +138,7 @@ def test_losses_are_the_same_in_two_processes(virtual_devices, make_tiny_config,
     config.batch, config.steps = 8, 20
     config.mesh.update({"data": 2, "fsdp": 4})
     job = Experiment(config, tmp_path).start_job(tmp_path / "run")
-    said = [process.communicate(timeout=300)[0] for process in job]
+    said = [process.communicate(timeout=600)[0] for process in job]
     assert [process.returncode for process in job] == [0, 0], said
     one = virtual_devices["(1, 1, 1)"]["losses"]
     np.testing.assert_allclose(losses(tmp_path / "run"), one, rtol=1e-5)
@@ -200,7 +200,7 @@ def test_a_vanished_process_ends_the_others_and_the_job_goes_on(make_tiny_config
     config.batch, config.steps = 8, 40
     experiment = Experiment(config, tmp_path)
     for process in experiment.start_job(tmp_path / "whole"):
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
     first, second = experiment.start_job(tmp_path / "parts")
     wait_for_step(first, tmp_path / "parts", 10)
     second.kill()
@@ -208,7 +208,7 @@ def test_a_vanished_process_ends_the_others_and_the_job_goes_on(make_tiny_config
     assert first.returncode not in (0, None)
     assert [x for x in said.splitlines() if x.startswith("error: ")], said
     for process in experiment.start_job(tmp_path / "parts"):
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -255,10 +255,10 @@ def test_a_run_goes_on_with_another_number_of_devices(make_tiny_config, tmp_path
     config.batch, config.steps = 8, 12
     config.mesh.update({"data": 1, "fsdp": -1})
     experiment = Experiment(config, tmp_path)
-    experiment.start(tmp_path / "whole", devices=8).communicate(timeout=300)
+    experiment.start(tmp_path / "whole", devices=8).communicate(timeout=600)
     for devices, steps in ((8, 4), (2, 8), (8, 12)):
         process = experiment.start(tmp_path / "parts", f"--config.steps={steps}", devices=devices)
-        said = process.communicate(timeout=300)[0]
+        said = process.communicate(timeout=600)[0]
         assert process.returncode == 0, said
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
 
@@ -282,12 +282,12 @@ def test_a_full_disk_ends_with_a_sentence_and_the_run_goes_on(make_tiny_config, 
     config = make_tiny_config()
     config.steps = 6
     experiment = Experiment(config, tmp_path)
-    experiment.start(tmp_path / "whole").communicate(timeout=300)
-    experiment.start(tmp_path / "parts", "--config.steps=2").communicate(timeout=300)
+    experiment.start(tmp_path / "whole").communicate(timeout=600)
+    experiment.start(tmp_path / "parts", "--config.steps=2").communicate(timeout=600)
     # No file may grow beyond 20 kB: to a program that's a disk with no room.
     (error,) = errors(experiment.start(tmp_path / "parts", largest_file=20_000))
     assert "checkpoints" in error
-    experiment.start(tmp_path / "parts").communicate(timeout=300)
+    experiment.start(tmp_path / "parts").communicate(timeout=600)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
