@@ -25,7 +25,7 @@ MISTAKES = {
         "{tmp}/none",
     ),
     "a batch that the mesh cannot split": (
-        ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.accumulate=3"],
+        ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.accumulate=5"],
         "config.batch",
     ),
     "a mesh of more devices than there are": (
