@@ -46,7 +46,7 @@ class StyleConv(nnx.Module):
 
     def fold(self) -> None:
         """Puts the style into the weight once, for inference."""
-        self.weight[...] = self.kernel()
+        self.weight = nnx.Variable(self.kernel())
         self.style = None
 
 

@@ -63,7 +63,8 @@ class Reference:
         c = self.config
         hidden = expression
         for number in (0, 3):
-            hidden = np.maximum(self.linear(f"_head_transformer._expression_mlp.{number}", hidden), 0)
+            hidden = self.linear(f"_head_transformer._expression_mlp.{number}", hidden)
+            hidden = np.maximum(hidden, 0)
         tokens = self.linear("_head_transformer._expression_mlp.6", hidden)
         tokens = tokens.reshape(c.expression_tokens, c.width)
         sink = self.w["_head_transformer._dataset_embedding.weight"][source]
@@ -114,7 +115,8 @@ class Reference:
 
         def both(of_x, of_context, norm=None):
             parts = []
-            for y, layer, scale in ((a, of_x, f"norm_{norm}"), (b, of_context, f"norm_added_{norm}")):
+            scales = f"norm_{norm}", f"norm_added_{norm}"
+            for y, layer, scale in zip((a, b), (of_x, of_context), scales, strict=True):
                 y = heads(self.linear(f"{name}.attn.{layer}", y), h)
                 if norm:
                     y = y / np.sqrt(np.mean(y**2, -1, keepdims=True) + 1e-6)

@@ -1,5 +1,8 @@
 """A complete model of a few thousand parameters, with weights by the rule of parity."""
 
+import functools
+import json
+
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -11,7 +14,7 @@ from flexavatar_jax.head_template import HeadTemplate
 from flexavatar_jax.import_flex1 import adopt
 from flexavatar_jax.model import FlexAvatar
 from flexavatar_jax.parity_rule import rule_weights
-from flexavatar_jax.published_names import abstract_params, flatten, published_shapes
+from flexavatar_jax.published_names import flatten, published_shapes
 
 
 def small_config(**changes) -> ConfigDict:
@@ -38,18 +41,30 @@ def small_config(**changes) -> ConfigDict:
     return config
 
 
+@functools.cache
 def small_template() -> HeadTemplate:
     return HeadTemplate(template_mesh(columns=12, rows=8))
 
 
-def rule_model(salt: str, config: ConfigDict | None = None):
+def rule_model(salt: str, config: ConfigDict | None = None) -> tuple[FlexAvatar, Reference]:
     """A model with weights by the rule, and the NumPy reference of the same weights."""
-    config, template = config or small_config(), small_template()
-    abstract = abstract_params(config, template)
-    weights = rule_weights(published_shapes(config, flatten(abstract)), salt)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: FlexAvatar(config, template, rngs=nnx.Rngs(0))))
+    config = config or small_config()
+    graph, abstract, shapes = _structure(config.to_json())
+    weights = rule_weights(shapes, salt)
     model = nnx.merge(graph, adopt(dict(weights), abstract, config))
-    return model, Reference(weights, config, *template.mesh)
+    return model, Reference(weights, config, *small_template().mesh)
+
+
+@functools.cache
+def _structure(config: str):
+    config = ConfigDict(json.loads(config))
+    model = nnx.eval_shape(lambda: FlexAvatar(config, small_template(), rngs=nnx.Rngs(0)))
+    graph, abstract = nnx.split(model)
+    return graph, abstract, published_shapes(config, flatten(abstract))
+
+
+encode = nnx.jit(FlexAvatar.encode)
+decode = nnx.jit(FlexAvatar.decode)
 
 
 def inputs(seed: int = 0) -> dict[str, np.ndarray]:
