@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
+import ml_dtypes
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -42,6 +43,9 @@ from flexavatar_jax.published_names import (
 
 UNUSED_FILE = "published_unused.safetensors"
 """Beside an imported checkpoint: published tensors without effect, kept for the way back."""
+
+FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
+"""Types of weights that float32 holds without loss."""
 
 SIZES = {
     "num_heads": "head_transformer.transformer.n_heads",
@@ -119,10 +123,9 @@ def import_checkpoint(
             folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True)
         )
         save_file(unused, folder / UNUSED_FILE)
-        checkpoints = Checkpoints(folder)
-        checkpoints.save(0, params)
-        checkpoints.wait()
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            checkpoints.save(0, params)
+            checkpoints.wait()
 
 
 def adopt(
@@ -271,7 +274,7 @@ def select_tensors(
         "no 32-bit or 16-bit floats": [
             f"{name} {found[name].dtype}"
             for name in shapes
-            if name in found and not np.can_cast(found[name].dtype, np.float32, "same_kind")
+            if name in found and found[name].dtype not in FLOATS
         ],
     }
     problems = {kind: names for kind, names in problems.items() if names}

@@ -1,0 +1,67 @@
+"""Weights go back under the published names, bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from test_import_flex1 import files, published  # noqa: F401 (fixtures)
+
+from flexavatar_jax.checkpoints import Checkpoints, load_model
+from flexavatar_jax.export_flex1 import export_checkpoint, main
+from flexavatar_jax.import_flex1 import UNUSED_FILE
+
+
+@pytest.fixture
+def run(files):  # noqa: F811
+    save_file(files.weights, files.checkpoint)
+    files.run()
+    return files
+
+
+def test_import_and_export_give_the_same_file_back(run, tmp_path):
+    export_checkpoint(run.out, tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == run.weights.keys()
+    for name, tensor in run.weights.items():
+        assert back[name].tobytes() == tensor.tobytes(), name
+        assert back[name].shape == tensor.shape, name
+
+
+def test_weights_trained_here_are_complete_for_the_authors_code(run, tmp_path):
+    """A run that was never imported: tensors without effect are there, and harmless."""
+    (run.out / UNUSED_FILE).unlink()
+    loaded = load_model(run.out)
+    loaded.model.decoder.sinks[...] += 1
+    checkpoints = Checkpoints(run.out)
+    checkpoints.save(7, nnx.state(loaded.model, nnx.Param))
+    checkpoints.wait()
+    checkpoints.close()
+    export_checkpoint(run.out, tmp_path / "new.safetensors")
+    export_checkpoint(run.out, tmp_path / "old.safetensors", step=0)
+    new, old = (load_file(tmp_path / f"{name}.safetensors") for name in ("new", "old"))
+    shapes = {name: tensor.shape for name, tensor in run.weights.items()}
+    assert {name: tensor.shape for name, tensor in new.items()} == shapes
+    changed = {name for name in shapes if not np.array_equal(new[name], run.weights[name])}
+    sinks = "_head_transformer._dataset_embedding.weight"
+    assert changed == {sinks, "_head_transformer._head_token_embeddings"} | {
+        name for name in shapes if name.endswith("affine.weight")
+    }
+    np.testing.assert_array_equal(new[sinks], old[sinks] + 1)
+    assert not any(np.any(new[name]) for name in changed - {sinks})
+
+
+def test_the_command_names_what_is_wrong(run, tmp_path, capsys):
+    main([str(run.out), "--out", str(tmp_path / "a.safetensors")])
+    capsys.readouterr()
+    (run.out / "config.json").write_text(json.dumps({}))
+    for arguments, sentence in (
+        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "b.safetensors")], "nowhere"),
+        ([str(run.out), "--out", str(tmp_path / "b.pt")], "must end in .safetensors"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 1
+        assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.glob("b*"))
