@@ -46,8 +46,8 @@ def training_loss(
     """The weighted sum that training minimises, and its parts before weighting.
 
     `config` is `config.loss`: the weights `l1`, `mse`, `ssim`, `dino` and `sam`; a term of weight
-    0 isn't computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one step
-    without and, for `perceptual_start`, one with them, so that the first pays nothing for them.
+    0 isn't computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one
+    step without and, for `perceptual_start`, one with them, so that the first pays nothing.
     """
     parts = {}
     if config["l1"]:
