@@ -69,7 +69,7 @@ def test_another_config_is_refused_and_nothing_is_touched(tiny_config, tmp_path)
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
     tiny_config.steps = 2
     train(tiny_config, tmp_path)
-    damaged = next((tmp_path / "checkpoints" / "2" / "params").rglob("manifest.ocdbt"))
+    damaged = tmp_path / "checkpoints" / "2" / "params" / "manifest.ocdbt"
     damaged.write_bytes(damaged.read_bytes()[:10])
     tiny_config.steps = 4
     with pytest.raises(ValueError, match=r"checkpoints/2 cannot be restored"):
