@@ -233,7 +233,8 @@ class JointTransformer(nnx.Module):
             JointBlock(width, heads, last=i == depth - 1, dtype=dtype, rngs=rngs)
             for i in range(depth)
         )
-        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        # What leaves is not rounded again: avatar codes get optimised, and maps upsampled.
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
         self.remat = remat
 
     def __call__(

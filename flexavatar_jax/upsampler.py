@@ -6,6 +6,8 @@ one learned scale an input channel. Everything is float32, channels last.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,34 +52,40 @@ class StyleConv(nnx.Module):
         self.style = None
 
 
-@jax.custom_vjp
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
-    x: Float[Array, "B h w i"], kernel: Float[Array, "k k i o"]
-) -> Float[Array, "B h w o"]:
-    """An ordinary convolution (cross-correlation, odd k), zero-padded to keep the map's size."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+    x: Float[Array, "B h w i"], kernel: Float[Array, "k l i o"], padding: Padding
+) -> Float[Array, "B H W o"]:
+    """An ordinary convolution (cross-correlation) with zeros before and after rows and columns."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 
-def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(x, kernel), (x, kernel)
+def _convolve_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
+    return convolve(x, kernel, padding), (x, kernel)
 
 
-def _convolve_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _convolve_backward(padding: Padding, residuals: tuple, dy: Array) -> tuple[Array, Array]:
     """The kernel's gradient as one matrix product a tap.
 
     JAX would derive a convolution with a window as large as the map, for which XLA's CPU backend
     takes a hundred times as long.
     """
     x, kernel = residuals
-    (h, w), size = x.shape[1:3], kernel.shape[0]
-    margin = size // 2
-    x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    (rows, columns), (h, w) = kernel.shape[:2], dy.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [
-        jnp.einsum("bhwi,bhwo->io", x[:, a : a + h, b : b + w], dy)
-        for a in range(size)
-        for b in range(size)
+        jnp.einsum("bhwi,bhwo->io", padded[:, a : a + h, b : b + w], dy)
+        for a in range(rows)
+        for b in range(columns)
     ]
-    dx = convolve(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"))
+    around = tuple(
+        (size - 1 - before, size - 1 - after)
+        for size, (before, after) in zip((rows, columns), padding, strict=True)
+    )
+    dx = convolve(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"), around)
     return dx, jnp.stack(taps).reshape(kernel.shape)
 
 
@@ -92,30 +100,43 @@ def convolve_up(
     Texel (i, j) adds x[i, j] @ kernel[a, b] to (2i + a, 2j + b) of a (2h+1) x (2w+1) map. The
     filter has gain 2 along each axis and one texel of zero padding, which leaves 2h x 2w.
     """
-    # One matrix product; a convolution over the zero-stuffed map would take four times as many
-    # multiplications.
-    taps = jnp.einsum("bhwi,acio->acbhwo", x, kernel)
-    rows = _spread(taps, axis=2)
-    return _binomial(_binomial(_spread(rows, axis=2), axis=1), axis=2)
+    # Rows and columns of even number get two of the kernel's taps (from this texel and the one
+    # before), those of odd number one: four small convolutions. One over the map with zeros between
+    # its texels would take four times as many multiplications.
+    even, odd = slice(None, None, -2), slice(1, 2)
+    ends, none = (1, 1), (0, 0)
+    phases = [
+        [
+            convolve(x, kernel[rows, columns], (row_ends, column_ends))
+            for columns, column_ends in ((even, ends), (odd, none))
+        ]
+        for rows, row_ends in ((even, ends), (odd, none))
+    ]
+    columns = [_binomial(*row, axis=2) for row in phases]
+    halves = [
+        jnp.stack(_binomial(*column, axis=1), axis=2) for column in zip(*columns, strict=True)
+    ]
+    return rearrange(jnp.stack(halves, axis=4), "b h dy w dx o -> b (h dy) (w dx) o")
 
 
-def _spread(taps: Float[Array, "3 *s"], axis: int) -> Float[Array, "*t"]:
-    """Adds taps[a, i] to position 2i + a along `axis` of `taps[0]`: n make 2n + 1, and a zero."""
-    before, after = [(0, 0)] * (taps.ndim - 1), [(0, 0)] * (taps.ndim - 1)
-    before[axis], after[axis] = (1, 0), (0, 1)
-    even = jnp.pad(taps[0], after) + jnp.pad(taps[2], before)
-    both = jnp.stack([even, jnp.pad(taps[1], after)], axis=axis + 1)
-    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
+def _binomial(
+    even: Float[Array, "*n+1"], odd: Float[Array, "*n"], axis: int
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """[1, 3, 3, 1] / 4 along an axis of which texels of even and odd number lie apart.
 
-
-def _binomial(x: Float[Array, "*s"], axis: int) -> Float[Array, "*t"]:
-    """[1, 3, 3, 1] / 4 along an axis at whose end lies a zero already: two shorter than `x`."""
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (1, 0)
-    n = x.shape[axis] - 2
-    x = jnp.pad(x, pad)
-    a, b, c, d = (jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i in range(4))
-    return (a + d) * 0.25 + (b + c) * 0.75
+    Returns what has even and what has odd number afterwards.
+    """
+    n = odd.shape[axis]
+    pad = [(0, 0)] * odd.ndim
+    pad[axis] = (1, 1)
+    before, here, after = (
+        jax.lax.slice_in_dim(jnp.pad(odd, pad), i, i + n, axis=axis) for i in range(3)
+    )
+    first, second = (jax.lax.slice_in_dim(even, i, i + n, axis=axis) for i in range(2))
+    return (
+        0.25 * (before + second) + 0.75 * (first + here),
+        0.25 * (first + after) + 0.75 * (here + second),
+    )
 
 
 def activate(x: Float[Array, "B h w c"], bias: Float[Array, "c"]) -> Float[Array, "B h w c"]:
@@ -140,7 +161,7 @@ class UpsamplerBlock(nnx.Module):
         self, x: Float[Array, "B h w i"], skip: Float[Array, "B h w s"]
     ) -> tuple[Float[Array, "B 2h 2w o"], Float[Array, "B 2h 2w s/4"]]:
         x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
-        x = activate(convolve(x, self.conv.kernel()), self.conv.bias[...])
+        x = activate(convolve(x, self.conv.kernel(), ((1, 1), (1, 1))), self.conv.bias[...])
         addition = x @ self.to_skip.kernel()[0, 0] + self.to_skip.bias[...]
         return x, pixel_shuffle(skip) + jnp.clip(addition, -CLAMP, CLAMP)
 

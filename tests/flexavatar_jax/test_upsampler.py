@@ -66,17 +66,21 @@ def test_upsampling_keeps_a_constant_and_its_place():
     assert np.sum(spot) == pytest.approx(4)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_convolutions_gradients_are_jaxs(size):
-    x, kernel, weights = arrays((2, 5, 4, 3), (size, size, 3, 2), (2, 5, 4, 2))
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [((3, 3), ((1, 1), (1, 1))), ((2, 1), ((1, 1), (0, 0))), ((1, 2), ((0, 0), (0, 1)))],
+)
+def test_convolutions_gradients_are_jaxs(size, padding):
+    x, kernel = arrays((2, 5, 4, 3), (*size, 3, 2))
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
+    (weights,) = arrays(plain(x, kernel).shape)
     for a, b in zip(
-        jax.grad(lambda *p: jnp.sum(weights * convolve(*p)), argnums=(0, 1))(x, kernel),
+        jax.grad(lambda *p: jnp.sum(weights * convolve(*p, padding)), argnums=(0, 1))(x, kernel),
         jax.grad(lambda *p: jnp.sum(weights * plain(*p)), argnums=(0, 1))(x, kernel),
         strict=True,
     ):
