@@ -22,6 +22,7 @@ from typing import Any
 import ml_collections
 import ml_dtypes
 import numpy as np
+from clu import parameter_overview
 from etils import epath
 from flax import nnx
 from safetensors import SafetensorError
@@ -89,10 +90,11 @@ def import_checkpoint(
     out: epath.PathLike,
     *,
     dtype: str = "bfloat16",
-) -> None:
+) -> str:
     """Writes the run folder `out`, which train, evaluate and avatar restore like any other.
 
-    `dtype` is what the imported model's transformers compute in.
+    `dtype` is what the imported model's transformers compute in. Returns a sentence that accounts
+    for the published number of parameters.
 
     Raises:
       FileNotFoundError: an input that isn't there.
@@ -126,6 +128,7 @@ def import_checkpoint(
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             checkpoints.save(0, params)
             checkpoints.wait()
+    return account(config.model, abstract)
 
 
 def adopt(
@@ -304,9 +307,9 @@ def _written_whole(out: epath.Path) -> Iterator[epath.Path]:
             folder.rmtree()
 
 
-def count(config: ml_collections.ConfigDict, abstract: nnx.State) -> str:
+def account(config: ml_collections.ConfigDict, abstract: nnx.State) -> str:
     """How the published number of parameters comes about, in a sentence."""
-    ours = sum(math.prod(shape.shape) for shape in flatten(abstract).values())
+    ours = parameter_overview.count_parameters(nnx.to_pure_dict(abstract))
     unused = unused_shapes(config)
     kinds = {
         "head tokens": "_head_token_embeddings",
@@ -336,12 +339,12 @@ def main(argv: list[str] | None = None) -> None:
         help="what the transformers compute in (float32 is faster on CPUs)",
     )
     args = parser.parse_args(argv)
-    cli.guard(
+    accounted = cli.guard(
         lambda: import_checkpoint(
             args.checkpoint, args.model_config, args.template, args.out, dtype=args.dtype
         )
     )
-    print(args.out)
+    print(f"{args.out}: {accounted}")
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def test_published_size(shared_dir):
         name: shape for name, (shape, _) in manifest.items()
     }
     ours = sum(p.size for p in jax.tree.leaves(abstract))
-    assert import_flex1.count(config, abstract) == (
+    assert import_flex1.account(config, abstract) == (
         f"182,410,206 published numbers = {ours:,} parameters + 786,432 in unused head tokens"
         " + 1,441,792 in unused weights of a zero style + 64 in unused constant filters"
     )
