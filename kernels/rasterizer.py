@@ -19,7 +19,7 @@ of a flat batch of images:
 arrays in and out, residuals included, have the images as their first axis. The rest is done here,
 once for all backends: custom_vjp, folding axes of `vmap` into the images, the background, expected
 depth. `shard_map` checks which arrays vary over the mesh: a loop's initial values and a kernel's
-outputs must be made to vary as the inputs do (`jax.typeof(x).vma`).
+outputs must be made to vary as the inputs do (`jax.typeof(x).manual_axis_type`).
 """
 
 from __future__ import annotations
