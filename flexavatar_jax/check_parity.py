@@ -76,7 +76,8 @@ def check_model(published: Path, case: Case, salt: str) -> Iterator[Result]:
     """Compares the model's outputs; `published` has manifest, model_config.json and template."""
     inputs = case.model
     with tempfile.TemporaryDirectory() as folder:
-        model = _import_rule_model(published, Path(folder), salt)
+        run = import_rule_model(published, Path(folder), salt)
+        model = load_model(run, encoder_network=False).model.folded()
     cam2head = jnp.asarray(inputs["cam2flame"][None], jnp.float32)
     K = jnp.asarray(inputs["K"][None], jnp.float32)
     rays = jax.jit(plucker_map, static_argnums=(2, 3))(cam2head, K, *case.image.shape[1:3])
@@ -136,19 +137,22 @@ def check_frozen_networks(case: Case, salt: str) -> Iterator[Result]:
         yield _compare(name, jax.jit(sam_loss)(params, image, other), expected[name], TOLERANCE)
 
 
-def _import_rule_model(published: Path, folder: Path, salt: str) -> nnx.Module:
-    """The model with weights by the rule, written, imported and restored; folded for inference."""
+def import_rule_model(published: Path, folder: Path, salt: str) -> Path:
+    """Writes the model with weights by the rule as it is published, and imports it.
+
+    Args:
+      published: has manifest.json, model_config.json and the template.
+      folder: where the weights and the run go.
+      salt: of the rule.
+
+    Returns the run's folder; its transformers compute in float32.
+    """
     manifest = json.loads((published / "manifest.json").read_text())
-    save_file(rule_weights(manifest, salt), folder / "model.safetensors")
-    import_checkpoint(
-        folder / "model.safetensors",
-        published / "model_config.json",
-        published / "gghead_template.obj",
-        folder / "run",
-        dtype="float32",
-    )
-    save_file(rule_weights(dinov2.shapes(dinov2.BASE), salt), folder / "dinov2_base.safetensors")
-    return load_model(folder / "run", dinov2_base=folder / "dinov2_base.safetensors").model.folded()
+    weights, run = folder / "model.safetensors", folder / "run"
+    save_file(rule_weights(manifest, salt), weights)
+    config, template = published / "model_config.json", published / "gghead_template.obj"
+    import_checkpoint(weights, config, template, run, dtype="float32")
+    return run
 
 
 def _compare(name: str, found: jax.Array, expected: np.ndarray, tolerance: float) -> Result:

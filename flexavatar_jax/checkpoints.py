@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -172,6 +173,7 @@ class Checkpoints:
             items["data"] = ocp.args.JsonSave(data.get_state())
         if force and self._manager.latest_step() == step:
             return False
+        self._check_room(params, opt_state)
         with self._writing():
             return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
 
@@ -221,6 +223,19 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.wait_until_finished()
+
+    def _check_room(self, *state: Any) -> None:
+        """Before a checkpoint is begun: TensorStore tells of a full disk in hundreds of lines."""
+        if "://" in os.fspath(self.directory):
+            return
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"a checkpoint takes {needed / 2**30:.3g} GiB and {self.directory} has "
+                f"{free / 2**30:.3g} GiB free; make room (or keep fewer: config.checkpoint.keep), "
+                "and the same command goes on from the last whole checkpoint"
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

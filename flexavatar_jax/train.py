@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 import traceback
@@ -223,6 +224,7 @@ class Meter:
         }
         if peak := flops.peak(device):
             speed["mfu"] = rate / peak
+        speed["host_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if memory := device.memory_stats():
             speed["device_gib"] = memory["peak_bytes_in_use"] / 2**30
         return speed

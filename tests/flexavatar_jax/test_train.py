@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def test_each_line_of_the_log_says_how_fast_steps_are(tiny_config, tmp_path):
     for line in lines:
         assert line["examples_per_second"] == pytest.approx(2 / line["step_seconds"])
         assert 0 < line["tflops_per_device"] < 10
+        assert 0.1 < line["host_gib"] < 24
         assert {"loss", "l1", "ssim", "gradient_norm", "skipped"} < set(line)
         # No peak of CPUs is published, so there is no share of it.
         assert "mfu" not in line
@@ -75,6 +77,14 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/2 cannot be restored"):
         train(tiny_config, tmp_path)
     assert damaged.exists()
+
+
+def test_too_little_room_is_told_before_a_checkpoint_is_begun(tiny_config, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match=r"takes .* GiB and .*checkpoints has .* GiB free"):
+        train(tiny_config, tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
