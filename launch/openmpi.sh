@@ -2,7 +2,8 @@
 # Trains under Open MPI 4, one process a GPU; mpirun's own arguments come before "--":
 #
 #   launch/openmpi.sh -np 16 --hostfile hosts -- \
-#       --config configs/flex1.py --workdir /shared/runs/flex1 --config.mesh.fsdp=8
+#       --config configs/flex1.py --workdir /shared/runs/flex1 \
+#       --config.batch=80 --config.mesh.fsdp=16
 #
 # MPI starts the processes and tells JAX who they are; it moves no data. A run that was asked to stop
 # (SIGTERM to mpirun) saves; give the same command again and it goes on.

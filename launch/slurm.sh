@@ -2,7 +2,8 @@
 # Trains on a Slurm cluster, one process a GPU:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh \
-#       --config configs/flex1.py --workdir /shared/runs/flex1 --config.mesh.fsdp=8
+#       --config configs/flex1.py --workdir /shared/runs/flex1 \
+#       --config.batch=80 --config.mesh.fsdp=16
 #
 # JAX learns from Slurm who the processes are. Before the time limit, or when the job is preempted,
 # all of them get SIGTERM, save and exit with status 75, which puts the job back into the queue.
