@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	@echo "The report is at runs/demo/report/index.html"
 
 test: $(VENV)/.test
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(RUN) pytest -m slow

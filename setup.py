@@ -41,6 +41,7 @@ EXTRAS = {
         "libtpu>=0.0.30",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "pyyaml>=6.0",
         "ruff>=0.14",
     ],

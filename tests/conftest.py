@@ -32,3 +32,13 @@ def _compile_each_program_once(tmp_path_factory):
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """The same arithmetic, compiled in two thirds of the time: for tests that hardly compute."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

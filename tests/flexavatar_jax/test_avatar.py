@@ -9,12 +9,15 @@ from flexavatar_jax.animation import write_animation
 from flexavatar_jax.inference import orbit_cameras
 from flexavatar_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-@pytest.fixture
-def run(tiny_config, tmp_path):
-    tiny_config.steps = 1
-    train(tiny_config, tmp_path / "run")
-    return tmp_path / "run"
+
+@pytest.fixture(scope="module")
+def run(make_tiny_config, tmp_path_factory):
+    config, workdir = make_tiny_config(), tmp_path_factory.mktemp("run")
+    config.steps = 1
+    train(config, workdir)
+    return workdir
 
 
 def test_an_orbit_keeps_its_distance_and_starts_at_the_input(shared_dir):

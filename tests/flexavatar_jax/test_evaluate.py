@@ -9,6 +9,8 @@ from data_pipelines import cameras
 from flexavatar_jax.evaluate import evaluate, evenly_spaced, sector, sector_means
 from flexavatar_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize(
     ("azimuth", "expected"),

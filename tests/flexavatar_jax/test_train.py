@@ -15,6 +15,8 @@ import pytest
 from flexavatar_jax.checkpoints import Checkpoints, load_model
 from flexavatar_jax.train import PREEMPTED, train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def weights(workdir):
     from flax import nnx
@@ -52,6 +54,7 @@ def test_each_line_of_the_log_says_how_fast_steps_are(tiny_config, tmp_path):
     assert sum(line["input_wait_seconds"] for line in lines) > 0
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace(tiny_config, tmp_path):
     tiny_config.steps = 9
     train(tiny_config, tmp_path, profile=True)

@@ -13,6 +13,8 @@ from data_pipelines import prepare
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def write_hello3(root):
     look_alikes.write_video(root / "videos/0001.mp4", PHOTOS)

@@ -190,6 +190,7 @@ def test_without_a_gpu_the_backend_says_so():
     assert "needs an NVIDIA GPU" in BACKEND.unavailable()
 
 
+@pytest.mark.slow
 def test_nvcc_compiles_the_library_and_xla_lowers_to_it(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "GPU_ARCHITECTURES", ("sm_90",))

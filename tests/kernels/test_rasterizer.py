@@ -14,13 +14,7 @@ from kernels.binning import round_capacity
 SIZE = {"width": 21, "height": 18}
 render = functools.partial(rasterize, **SIZE, capacity=1024)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Twice as fast to compile, and the same arithmetic."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
