@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from kernels import binning
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
-from kernels.rasterizer import Backend, Blend
+from kernels.rasterizer import Backend, Blend, missing_nvidia_gpu
 
 try:
     from jax.experimental.pallas import triton
@@ -309,16 +309,10 @@ def _sum_slots(ends_ref, counts_ref, *refs):
         )
 
 
-@functools.cache
 def _unavailable() -> str | None:
     if triton is None:
         return "this JAX has no Triton lowering of Pallas; it is in jax 0.10 to 0.12"
-    if jax.default_backend() not in ("gpu", "cuda"):
-        return (
-            f"it needs an NVIDIA GPU and JAX's default device is {jax.default_backend()}; "
-            "with a GPU, `pip install 'jax[cuda12]'`"
-        )
-    return None
+    return missing_nvidia_gpu()
 
 
 BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable)

@@ -198,6 +198,24 @@ def _load(name: str) -> tuple[Backend | None, str | None]:
     return found, found.unavailable()
 
 
+def missing_nvidia_gpu() -> str | None:
+    """Why JAX's default device isn't an NVIDIA GPU of the last generations, or None if it is."""
+    platform = jax.default_backend()
+    if platform not in ("gpu", "cuda"):
+        return (
+            f"it needs an NVIDIA GPU and JAX's default device is {platform}; "
+            "with a GPU, `pip install 'jax[cuda12]'`"
+        )
+    gpu = jax.devices()[0]
+    capability = getattr(gpu, "compute_capability", "none")
+    if not capability[0].isdigit() or int(capability.partition(".")[0]) < 8:
+        return (
+            "it needs an NVIDIA GPU of compute capability 8.0 (A100) or more; "
+            f"that of {gpu.device_kind} is {capability}"
+        )
+    return None
+
+
 def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
     """The leading shape of the images. Raises ValueError if the shapes don't go together."""
     means, colors, viewmats = inputs["means"], inputs["colors"], inputs["viewmats"]

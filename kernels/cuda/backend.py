@@ -12,9 +12,8 @@ from jax.ffi import ffi_call
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.cuda.build import library_path
 from kernels.projection import Splats
-from kernels.rasterizer import Backend, Blend
+from kernels.rasterizer import Backend, Blend, missing_nvidia_gpu
 
 TILE = (8, 8)
 """A warp's tile, two pixels a lane."""
@@ -42,11 +41,11 @@ def register(library: Path, platform: str) -> ctypes.CDLL:
 @functools.cache
 def unavailable() -> str | None:
     """Why the backend can't run here, or None; loads the library."""
-    if jax.default_backend() not in ("gpu", "cuda"):
-        return (
-            f"it needs an NVIDIA GPU and JAX's default device is {jax.default_backend()}; "
-            "with a GPU, `pip install 'jax[cuda12]'`"
-        )
+    if reason := missing_nvidia_gpu():
+        return reason
+    # Not imported above, as `python -m kernels.cuda.build` would find itself imported already.
+    from kernels.cuda.build import library_path
+
     library = library_path()
     if not library.exists():
         return "its CUDA library isn't built; run `python -m kernels.cuda.build` (it needs nvcc)"

@@ -46,14 +46,20 @@ def build(emulation: bool = False) -> Path:
       emulation: build the kernels for the CPU instead, with a host compiler. Slow; for tests.
 
     Raises:
-      BuildError: a compiler is missing or fails.
+      BuildError: a compiler is missing or fails, or the cache folder cannot be written.
     """
     path = library_path(emulation)
     if path.exists():
         return path
     command = _host_command() if emulation else _cuda_command()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent)
+    except OSError as error:
+        raise BuildError(
+            f"{path.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    with scratch as folder:
         built = Path(folder) / path.name
         command += ["-isystem", jax.ffi.include_dir(), "-o", str(built)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -186,6 +186,13 @@ def test_a_failing_compiler_leaves_no_library(monkeypatch, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_cache_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(build.BuildError, match=r"file/flexavatar_jax: .*set XDG_CACHE_HOME"):
+        build.build(emulation=True)
+
+
 def test_without_a_gpu_the_backend_says_so():
     assert "needs an NVIDIA GPU" in BACKEND.unavailable()
 

@@ -1,6 +1,7 @@
 """`rasterize` itself: batches, transformations, capacity, and what it refuses."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,19 @@ def test_unknown_and_unavailable_backends_say_what_is_expected(batch):
     if jax.default_backend() == "cpu":
         with pytest.raises(RuntimeError, match="backend 'cuda' cannot run here: "):
             render(*batch, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "missing"),
+    [("9.0", False), ("10.0", False), ("8.0", False), ("7.5", True), ("gfx942", True)],
+)
+def test_gpus_that_are_too_old_or_not_nvidias_are_named(monkeypatch, capability, missing):
+    gpu = types.SimpleNamespace(device_kind="the GPU", compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    reason = rasterizer.missing_nvidia_gpu()
+    assert reason is None or f"that of the GPU is {capability}" in reason
+    assert (reason is not None) == missing
 
 
 def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
