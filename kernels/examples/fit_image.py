@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from kernels import Render, rasterize
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, default=256, help="longer side in pixels")
     args = parser.parse_args(argv)
+    for name in ("gaussians", "steps", "size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; expected 1 or more")
     try:
         target = load_picture(args.picture, args.size)
         parameters, _ = fit(target, args.gaussians, args.steps)
@@ -62,12 +65,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
-    """A picture in [0, 1], scaled so that its longer side has `size` pixels."""
+    """A picture in [0, 1], upright, on white, scaled so that its longer side has `size` pixels.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a picture of 8 bits a channel that Pillow reads; names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(f"{path}: more than 8 bits a channel; convert it to 8 first")
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: too large ({error}); scale it down first") from error
+    except OSError as error:
+        raise ValueError(f"{path}: damaged ({error}); copy it again") from error
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture).convert("RGB")
     scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32) / 255

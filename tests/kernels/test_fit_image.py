@@ -37,10 +37,37 @@ def test_a_picture_is_fitted_and_its_gaussians_render_as_it(picture, tmp_path, c
     np.testing.assert_allclose(np.clip(again.color, 0, 1), fitted, atol=0.004)
 
 
-def test_what_is_not_a_picture_is_an_error_in_a_sentence(tmp_path, capsys):
+def test_pictures_are_upright_and_on_white(tmp_path):
+    lying = Image.new("RGB", (40, 20), "red")
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    lying.save(tmp_path / "lying.png", exif=exif)
+    assert fit_image.load_picture(tmp_path / "lying.png", 40).shape == (40, 20, 3)
+
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    np.testing.assert_array_equal(fit_image.load_picture(tmp_path / "clear.png", 8), 1.0)
+
+    Image.new("L", (8, 8), 51).save(tmp_path / "grey.png")
+    np.testing.assert_allclose(fit_image.load_picture(tmp_path / "grey.png", 8), 0.2)
+
+
+def test_what_is_not_a_picture_is_an_error_in_a_sentence(picture, tmp_path, capsys, monkeypatch):
+    def error_of(path, *arguments):
+        assert fit_image.main([str(path), *arguments]) == 1
+        return capsys.readouterr().err.strip()
+
     path = tmp_path / "notes.jpg"
     path.write_text("not a picture")
-    assert fit_image.main([str(path)]) == 1
-    assert f"error: {path}: not a picture that can be read" in capsys.readouterr().err
-    assert fit_image.main([str(tmp_path / "gone.jpg")]) == 1
-    assert "gone.jpg" in capsys.readouterr().err
+    assert error_of(path) == f"error: {path}: not a picture that can be read"
+    assert error_of(tmp_path / "gone.jpg") == f"error: {tmp_path / 'gone.jpg'}: no such file"
+    path = tmp_path / "damaged.png"
+    path.write_bytes(picture.read_bytes()[:-60])
+    assert error_of(path).startswith(f"error: {path}: damaged (")
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(path)
+    assert error_of(path) == f"error: {path}: more than 8 bits a channel; convert it to 8 first"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert error_of(picture).startswith(f"error: {picture}: too large (")
+    with pytest.raises(SystemExit, match="2"):
+        fit_image.main([str(picture), "--gaussians", "0"])
+    assert "--gaussians is 0; expected 1 or more" in capsys.readouterr().err
