@@ -46,11 +46,17 @@ class Memory(NamedTuple):
     state: int
     """Parameters, optimiser state, frozen networks and the batch."""
     temporary: int
+    program: int
+    """The step's own machine code: hundreds of megabytes."""
     limit: int
 
     @property
+    def total(self) -> int:
+        return self.state + self.temporary + self.program
+
+    @property
     def fits(self) -> bool:
-        return self.state + self.temporary <= self.limit
+        return self.total <= self.limit
 
 
 class OutOfMemoryError(ValueError):
@@ -188,6 +194,7 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
             + analysis.output_size_in_bytes
             - analysis.alias_size_in_bytes,
             analysis.temp_size_in_bytes,
+            analysis.generated_code_size_in_bytes,
             chip.memory,
         ),
         flops=flops,
@@ -249,9 +256,9 @@ def describe(report: Report) -> str:
         kinds.setdefault(f"{c.kind} over {c.group} chips", []).append(c.sent)
     lines = [
         f"{r.topology}: {r.chips} chips, batch {r.batch} ({r.batch / r.chips:g} a chip)",
-        f"memory a chip     {(r.memory.state + r.memory.temporary) / gib:.2f} of "
-        f"{r.memory.limit / gib:.0f} GiB (state and batch {r.memory.state / gib:.2f}, temporary "
-        f"{r.memory.temporary / gib:.2f})",
+        f"memory a chip     {r.memory.total / gib:.2f} of {r.memory.limit / gib:.0f} GiB (state "
+        f"and batch {r.memory.state / gib:.2f}, temporary {r.memory.temporary / gib:.2f}, program "
+        f"{r.memory.program / gib:.2f})",
         f"operations        {total / 1e12:.3g} TFLOP a step, {r.flops.total / 1e12:.3g} an example "
         f"(encoder {r.flops.encoder / 1e12:.3g}, decoder {r.flops.decoder / 1e12:.3g}, frozen "
         f"networks {(r.flops.features + r.flops.perceptual) / 1e12:.3g})",
