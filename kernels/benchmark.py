@@ -80,6 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args(argv)
+    for name in ("images", "gaussians", "size", "repeats"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected 1 or more")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: no such folder {args.json.parent}")
     try:
         rows = measure(args)
     except (OSError, ValueError) as error:
@@ -97,8 +103,10 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace) -> list[Row]:
     """Time every backend and peer asked for on every scene."""
     contestants = {}
-    for name in args.backend or rasterizer.BACKENDS:
+    for name in args.backend or rasterizer.candidates():
         try:
+            if name not in rasterizer.candidates():
+                raise RuntimeError(f"it is not made for {jax.default_backend()}")
             rasterizer.choose_backend(name)
         except RuntimeError as error:
             print(f"{name}: not measured: {error}", file=sys.stderr)

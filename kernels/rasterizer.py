@@ -173,12 +173,10 @@ def rasterize(
 def choose_backend(name: str) -> Backend:
     """The backend of that name; "auto" picks by JAX's default device and logs, once, which."""
     if name == "auto":
-        platform = jax.default_backend()
-        platform = "gpu" if platform in ("cuda", "rocm") else platform
-        for candidate in PREFERENCE.get(platform, ("xla",)):
+        for candidate in candidates():
             found, reason = _load(candidate)
             if reason is None:
-                log.info("rasterize: backend %s on %s", candidate, platform)
+                log.info("rasterize: backend %s on %s", candidate, jax.default_backend())
                 return found
             log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
     if name not in BACKENDS:
@@ -187,6 +185,13 @@ def choose_backend(name: str) -> Backend:
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     return found
+
+
+def candidates() -> tuple[str, ...]:
+    """The backends made for JAX's default device, best first; perhaps with something to install."""
+    platform = jax.default_backend()
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    return PREFERENCE.get(platform, ("xla",))
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:

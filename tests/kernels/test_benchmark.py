@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kernels import benchmark, peers, scenes
+from kernels import benchmark, peers, rasterizer, scenes
 from kernels.ply import Gaussians, write_ply
 from kernels.scenes import Scene
 
@@ -68,6 +68,28 @@ def test_a_ply_is_a_scene_seen_whole(tmp_path):
 def test_scenes_that_do_not_exist_are_an_error_in_a_sentence(scene, message, capsys):
     assert benchmark.main(["--backend", "xla", "--scene", scene]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "0"], "--images is 0; expected 1 or more"),
+        (["--json", "gone/rows.json"], "--json gone/rows.json: no such folder gone"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_backends_for_other_devices_are_named_and_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(rasterizer, "PREFERENCE", {})
+    arguments = ["--backend", "pallas_tpu", "--scene", "sparse", "--gaussians", "9", "--size", "16"]
+    assert benchmark.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "pallas_tpu: not measured: it is not made for" in err
+    assert out.splitlines()[-1].endswith("predicted")
 
 
 def test_peers_that_cannot_run_say_why():
