@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from kernels import binning, rasterizer, scenes
 from kernels.pallas_tpu import BLOCK_PIXELS
@@ -231,6 +232,7 @@ def compile_ahead(
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     slice_ = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
     mesh = jax.sharding.Mesh(np.array(slice_.devices[:devices]), ("data",))
@@ -268,19 +270,18 @@ def main() -> None:
             f"forward+backward {line.forward_backward_ms:.2f}"
         )
     print("compiled ahead, forward+backward")
-    for chip in CHIPS:
-        for images in (1, 16, 100):
-            compiled = compile_ahead(chip, images)
-            memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-            temporary, arguments = (
-                size / 2**20 for size in (memory.temp_size_in_bytes, memory.argument_size_in_bytes)
-            )
-            print(
-                f"{chip:>4}  {images:3} images  temporary {temporary:.0f} MiB, "
-                f"arguments {arguments:.0f} MiB; outside of the kernels "
-                f"{cost['flops']:.3g} operations, {cost['bytes accessed']:.3g} bytes",
-                flush=True,
-            )
+    batches = [(chip, images) for chip in CHIPS for images in (1, 16, 100)]
+    for chip, images in tqdm(batches, unit="compilation"):
+        compiled = compile_ahead(chip, images)
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        temporary, arguments = (
+            size / 2**20 for size in (memory.temp_size_in_bytes, memory.argument_size_in_bytes)
+        )
+        tqdm.write(
+            f"{chip:>4}  {images:3} images  temporary {temporary:.0f} MiB, "
+            f"arguments {arguments:.0f} MiB; outside of the kernels "
+            f"{cost['flops']:.3g} operations, {cost['bytes accessed']:.3g} bytes"
+        )
 
 
 if __name__ == "__main__":
