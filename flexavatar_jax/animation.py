@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import imageio
@@ -41,7 +42,10 @@ def write_animation(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) 
                     [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)],
                     "edge",
                 )
-                imageio.mimwrite(temporary, list(even), fps=fps, quality=8, macro_block_size=2)
+                with warnings.catch_warnings():
+                    # JAX warns of every fork, also of one that at once becomes another program.
+                    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                    imageio.mimwrite(temporary, list(even), fps=fps, quality=8, macro_block_size=2)
             os.chmod(temporary, 0o644)
             os.replace(temporary, target)
         finally:

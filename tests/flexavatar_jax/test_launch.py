@@ -25,6 +25,8 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        # On CPUs a cached program is the one of the process that wrote it, and waits for itself.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
 

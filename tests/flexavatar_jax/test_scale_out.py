@@ -42,6 +42,8 @@ def launcher(rank: int, ranks: int, port: int) -> dict[str, str]:
         "OMPI_COMM_WORLD_RANK": str(rank),
         "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        # On CPUs a cached program is the one of the process that wrote it, and waits for itself.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
 
 
