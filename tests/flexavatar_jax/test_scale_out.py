@@ -208,7 +208,8 @@ def test_a_vanished_process_ends_the_others_and_the_job_goes_on(make_tiny_config
     second.kill()
     said = first.communicate(timeout=150)[0]
     assert first.returncode not in (0, None)
-    assert [x for x in said.splitlines() if x.startswith("error: ")], said
+    # Within a step it is ours to say; at a checkpoint JAX's heartbeat is what notices.
+    assert "as it does when another process is gone" in said or "another task died" in said, said
     for process in experiment.start_job(tmp_path / "parts"):
         process.communicate(timeout=600)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
