@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
@@ -27,6 +26,7 @@ from jaxtyping import Array, Float
 from kernels import binning
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.rasterizer import Backend, Blend, missing_nvidia_gpu
+from kernels.varying import shape_like
 
 try:
     from jax.experimental.pallas import triton
@@ -53,7 +53,7 @@ def _forward(splats: Splats, *, width, height, capacity, interpret=False):
     out = _call(
         functools.partial(_blend_tile, across=across),
         grid=(across * down, images),
-        out_shape=[_like(geometry, images, across * down, PIXELS, features.shape[-1])],
+        out_shape=[shape_like(geometry, images, across * down, PIXELS, features.shape[-1])],
         interpret=interpret,
     )(geometry, features, bins.splats, bins.starts)[0]
     out = _join(out, width, height)
@@ -80,7 +80,8 @@ def _backward(
 
     # A row for every slot, and one that is never read. Slots that turn out to be no intersection,
     # or that no pixel reaches, keep their zeros.
-    rows = [_like(geometry, images, capacity + 1, n) for n in (GEOMETRY, features.shape[-1])]
+    sizes = (GEOMETRY, features.shape[-1])
+    rows = [shape_like(geometry, images, capacity + 1, size) for size in sizes]
     zeros = [jnp.zeros_like(geometry, shape=row.shape) + 0 * geometry[:, :1, :1] for row in rows]
     d_geometry, d_splat_features = _call(
         functools.partial(_differentiate_tile, across=across),
@@ -95,7 +96,7 @@ def _backward(
     d_geometry, d_splat_features = _call(
         _sum_slots,
         grid=(pl.cdiv(count, SUMMED), images),
-        out_shape=[_like(geometry, images, count, row.shape[-1]) for row in rows],
+        out_shape=[shape_like(geometry, images, count, row.shape[-1]) for row in rows],
         interpret=interpret,
     )(bins.ends, bins.counts, d_geometry, d_splat_features)
     return Splats(
@@ -111,12 +112,6 @@ def _call(kernel, *, interpret: bool, **settings):
     # Two warps: four to sixteen numbers of a chunk's arrays to a thread.
     parameters = None if interpret else triton.CompilerParams(num_warps=2, num_stages=1)
     return pl.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **settings)
-
-
-def _like(array: Array, *shape: int) -> jax.ShapeDtypeStruct:
-    """A float32 result that varies over a mesh as `array` does (for shard_map)."""
-    varying = jax.typeof(array).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying)
 
 
 def _pack(splats: Splats) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:

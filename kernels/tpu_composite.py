@@ -26,7 +26,6 @@ from __future__ import annotations
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -34,6 +33,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from kernels.varying import shape_like
 
 TILE = 16
 """Side of a tile in pixels. The pixel basis is exact in bfloat16 up to this size."""
@@ -350,8 +350,8 @@ def blend_tiles(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((tiles, features, PIXELS), jnp.float32),
-            jax.ShapeDtypeStruct((tiles, 2, PIXELS), jnp.float32),
+            shape_like(splats, tiles, features, PIXELS),
+            shape_like(splats, tiles, 2, PIXELS),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         name="blend_tiles",
@@ -387,7 +387,7 @@ def blend_tiles_backward(
                 pltpu.SemaphoreType.DMA((BUFFERS,)),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(splats.shape, jnp.float32),
+        out_shape=shape_like(splats, *splats.shape),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         name="blend_tiles_backward",
     )(starts, splats, state, cotangent)

@@ -248,9 +248,7 @@ def compile_ahead(
         )
 
     if devices > 1:
-        render = jax.shard_map(
-            render, mesh=mesh, in_specs=by_image, out_specs=by_image, check_vma=False
-        )
+        render = jax.shard_map(render, mesh=mesh, in_specs=by_image, out_specs=by_image)
 
     def loss(*inputs):
         out = render(*inputs)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -39,6 +38,7 @@ from kernels.tpu_composite import (
     stacked_thirds,
     sum_of_thirds,
 )
+from kernels.varying import shape_like
 
 GROUP = 4
 """Children whose 0-1 matrices make one product."""
@@ -172,7 +172,7 @@ def tile_members(
             in_specs=[pl.BlockSpec((TOGETHER, GEOMETRY, CHUNK), lambda step, _: (step, 0, 0))],
             out_specs=pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
         ),
-        out_shape=jax.ShapeDtypeStruct((chunks, 1, CHUNK), jnp.int32),
+        out_shape=shape_like(splats, chunks, 1, CHUNK, dtype=jnp.int32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="tile_members",
     )(jnp.pad(block, (0, -chunks % TOGETHER)), splats)
@@ -311,7 +311,7 @@ def split(
                 pltpu.SemaphoreType.DMA((BUFFERS,)),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct((room, rows, CHUNK), jnp.float32),
+        out_shape=shape_like(splats, room, rows, CHUNK),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="split_lists",
     )(how.parent, splats, how.members, how.places, how.counts)
@@ -407,7 +407,7 @@ def merge(gradients: Float[Array, "room R 128"], how: Split) -> Float[Array, "ch
                 pltpu.SemaphoreType.DMA((children,)),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct((chunks, rows, CHUNK), jnp.float32),
+        out_shape=shape_like(gradients, chunks, rows, CHUNK),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="merge_lists",
     )(how.parent, how.starts, gradients, how.members, how.places, how.counts)

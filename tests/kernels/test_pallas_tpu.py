@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 from random_scenes import check_against_oracle, random_scenes
 
 from kernels import rasterize, rasterizer, scenes, tpu_costs, tpu_lists
@@ -115,6 +117,26 @@ def test_what_does_not_fit_is_counted(interpreter):
     cut = render(*batch, **SIZE, capacity=1)
     assert np.any(cut.overflow)
     assert np.isfinite(cut.color).all()
+
+
+def test_kernels_lower_under_shard_map_that_checks_what_varies(backend):
+    """Two TPUs: each an image of its own, then both an image of the same Gaussians."""
+    mesh = AbstractMesh((2,), ("data",), (AxisType.Auto,))
+    own = random_scenes(8, images=2, num=NUM, channels=3, **SIZE)
+    shared = own._replace(**{name: getattr(own, name)[0] for name in own._fields[:5]})
+
+    def gradient(scene):
+        return jax.grad(lambda s: jnp.sum(rasterize(*s, capacity=CAPACITY, **SIZE).color ** 2))(
+            scene
+        )
+
+    for scene, gaussians in (own, P("data")), (shared, P()):
+        specs = scenes.Scene(*[gaussians] * 5, P("data"), P("data"))
+        sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(specs,), out_specs=specs)
+        text = jax.jit(sharded).trace(scene).lower(lowering_platforms=("tpu",)).as_text()
+        for kernel in ("split_lists", "tile_members", "blend_tiles", "merge_lists"):
+            assert f'kernel_name = "{kernel}"' in text
+        assert ("stablehlo.all_reduce" in text) == (scene is shared)
 
 
 def test_predictions_grow_with_the_scene():
