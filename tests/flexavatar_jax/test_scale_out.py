@@ -199,12 +199,12 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
 @pytest.mark.slow
 def test_a_vanished_process_ends_the_others_and_the_job_goes_on(make_tiny_config, tmp_path):
     config = make_tiny_config()
-    config.batch, config.steps = 8, 40
+    config.batch, config.steps = 8, 16
     experiment = Experiment(config, tmp_path)
     for process in experiment.start_job(tmp_path / "whole"):
         process.communicate(timeout=600)
     first, second = experiment.start_job(tmp_path / "parts")
-    wait_for_step(first, tmp_path / "parts", 10)
+    wait_for_step(first, tmp_path / "parts", 5)
     second.kill()
     said = first.communicate(timeout=150)[0]
     assert first.returncode not in (0, None)
