@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import re
 from typing import NamedTuple
 
@@ -107,14 +106,8 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
         raise ValueError("compiling for TPUs needs libtpu; install it: pip install libtpu")
     if topology.split(":")[0] not in LINK:
         raise ValueError(f"--topology {topology} is not known; give one like {NAMES}")
-    # There is no TPU here to ask.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    from jax.experimental import topologies
-
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = tpu_costs.topology_devices(topology)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(

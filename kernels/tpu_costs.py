@@ -229,13 +229,8 @@ def compile_ahead(
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError("compiling for TPUs needs libtpu: pip install libtpu")
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
-    mesh = jax.sharding.Mesh(np.array(slice_.devices[:devices]), ("data",))
+    slice_ = topology_devices(CHIPS[chip].topology)
+    mesh = jax.sharding.Mesh(np.array(slice_[:devices]), ("data",))
     by_image = jax.sharding.PartitionSpec("data")
     batch = images * devices
     shapes = [(num, 3), (num, 4), (num, 3), (num,), (num, channels), (4, 4), (3, 3)]
@@ -256,6 +251,21 @@ def compile_ahead(
 
     function = jax.grad(loss, argnums=tuple(range(len(inputs)))) if gradient else render
     return jax.jit(function).lower(*inputs).compile()
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """Devices of a TPU topology, such as "v5e:4x4", that isn't here: to compile for. Needs libtpu.
+
+    Raises:
+      jax.errors.JaxRuntimeError, ValueError: libtpu knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    # There is no TPU here to ask.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
 def main() -> None:

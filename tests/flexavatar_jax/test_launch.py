@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from experiment_file import write_experiment
 
 from configs import flex1
 
@@ -35,11 +36,7 @@ def environment() -> dict[str, str]:
 def arguments(tiny_config, tmp_path) -> list[str]:
     """Training arguments for two processes of two devices."""
     tiny_config.batch = 4
-    program = tmp_path / "experiment.py"
-    program.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({tiny_config.to_json()!r}))\n"
-    )
+    program = write_experiment(tiny_config, tmp_path)
     return ["--config", str(program), "--workdir", str(tmp_path / "run"), "--config.mesh.fsdp=4"]
 
 

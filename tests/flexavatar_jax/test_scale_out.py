@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from experiment_file import write_experiment
 from flax import nnx
 
 from flexavatar_jax.checkpoints import Checkpoints, load_model
@@ -60,11 +61,7 @@ class Experiment:
     """A config on disk, and the training command for it."""
 
     def __init__(self, config, folder: Path):
-        self.path = folder / "experiment.py"
-        self.path.write_text(
-            "import json\nfrom ml_collections import ConfigDict\n"
-            f"def get_config():\n    return ConfigDict(json.loads({config.to_json()!r}))\n"
-        )
+        self.path = write_experiment(config, folder)
 
     def start(
         self,

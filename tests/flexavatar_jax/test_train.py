@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from experiment_file import write_experiment
 
 from flexavatar_jax.checkpoints import Checkpoints, load_model
 from flexavatar_jax.train import PREEMPTED, train
@@ -128,11 +129,7 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
 def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     tiny_config.steps = 30
     train(tiny_config, tmp_path / "whole")
-    program = tmp_path / "experiment.py"
-    program.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({tiny_config.to_json()!r}))\n"
-    )
+    program = write_experiment(tiny_config, tmp_path)
     command = [sys.executable, "-m", "flexavatar_jax.train"]
     command += [f"--config={program}", f"--workdir={tmp_path / 'stopped'}"]
     # Compiled as quickly as here, so that bits agree.

@@ -1,14 +1,13 @@
 """The backends that need other hardware, emulated, on an avatar of 58,361 Gaussians."""
 
 import contextlib
-import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from test_pallas_gpu import INTERPRETED
 
 from kernels import cuda, oracle, pallas_gpu, pallas_tpu, rasterize, rasterizer, scenes, xla
 from kernels.cuda import build
@@ -28,9 +27,7 @@ def emulated(name):
     elif name == "pallas_gpu":
         if pallas_gpu.triton is None:
             pytest.skip(pallas_gpu.BACKEND.unavailable())
-        passes = (pallas_gpu.BACKEND.forward, pallas_gpu.BACKEND.backward)
-        forward, backward = (functools.partial(run, interpret=True) for run in passes)
-        yield dataclasses.replace(pallas_gpu.BACKEND, forward=forward, backward=backward)
+        yield INTERPRETED
     else:
         with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
             yield pallas_tpu.BACKEND
