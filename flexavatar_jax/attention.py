@@ -7,6 +7,7 @@ blocks compute and hand on in. Norms take their statistics in float32.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,21 +68,51 @@ def layer_norm(
 
 def attend(
     q: Float[Array, "B N H C"],
-    k: Float[Array, "B M H C"],
-    v: Float[Array, "B M H C"],
+    k: Sequence[Float[Array, "B _ H C"]],
+    v: Sequence[Float[Array, "B _ H C"]],
     *,
     causal: bool = False,
 ) -> Float[Array, "B N H C"]:
-    """Softmax attention with scale 1/sqrt(C); `causal`: token i sees tokens 0 to i."""
-    whole = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    """Softmax attention with scale 1/sqrt(C) over all of several sets of keys and values.
+
+    `causal`: token i sees tokens 0 to i of the first set.
+    """
+    at_once = functools.partial(_attend_at_once, causal=causal)
     in_cache = functools.partial(_attend_in_cache, causal=causal)
-    return jax.lax.platform_dependent(q, k, v, cpu=in_cache, default=whole)
+    return jax.lax.platform_dependent(q, tuple(k), tuple(v), cpu=in_cache, default=at_once)
+
+
+def _attend_at_once(
+    q: Float[Array, "B N H C"],
+    k: tuple[Float[Array, "B _ H C"], ...],
+    v: tuple[Float[Array, "B _ H C"], ...],
+    *,
+    causal: bool,
+) -> Float[Array, "B N H C"]:
+    """`attend` for accelerators.
+
+    Sets are not put together: a few tokens more than a multiple of 128 fit a TPU's registers badly.
+    """
+    logits = [_logits("bnhc,bmhc->bhnm", q, keys, causal=causal) for keys in k]
+    top = functools.reduce(jnp.maximum, (jnp.max(x, axis=-1, keepdims=True) for x in logits))
+    weights = [jnp.exp(x - jax.lax.stop_gradient(top)) for x in logits]
+    total = sum(jnp.sum(x, axis=-1, keepdims=True) for x in weights)
+    parts = (
+        jnp.einsum(
+            "bhnm,bmhc->bnhc",
+            (x / total).astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
+        )
+        for x, values in zip(weights, v, strict=True)
+    )
+    return sum(parts).astype(q.dtype)
 
 
 def _attend_in_cache(
     q: Float[Array, "B N H C"],
-    k: Float[Array, "B M H C"],
-    v: Float[Array, "B M H C"],
+    k: tuple[Float[Array, "B _ H C"], ...],
+    v: tuple[Float[Array, "B _ H C"], ...],
     *,
     causal: bool,
 ) -> Float[Array, "B N H C"]:
@@ -89,18 +120,24 @@ def _attend_in_cache(
 
     def one_head(qkv: tuple[Float[Array, "N C"], ...]) -> Float[Array, "N C"]:
         q, k, v = qkv
-        logits = jnp.einsum("nc,mc->nm", q, k, preferred_element_type=jnp.float32)
-        logits = logits * q.shape[-1] ** -0.5
-        if causal:
-            logits = jnp.where(np.tri(*logits.shape, dtype=bool), logits, -jnp.inf)
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        logits = _logits("nc,mc->nm", q, k, causal=causal)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
 
-    heads = tuple(rearrange(x, "b n h c -> (b h) n c") for x in (q, k, v))
-    at_once = max(1, CACHED_LOGITS // (q.shape[1] * k.shape[1]))
+    all_of = (q, jnp.concatenate(k, axis=1), jnp.concatenate(v, axis=1))
+    heads = tuple(rearrange(x, "b n h c -> (b h) n c") for x in all_of)
+    at_once = max(1, CACHED_LOGITS // (heads[0].shape[1] * heads[1].shape[1]))
     out = jax.lax.map(one_head, heads, batch_size=min(at_once, len(heads[0])))
     return rearrange(out, "(b h) n c -> b n h c", h=q.shape[2])
+
+
+def _logits(subscripts: str, q: Array, k: Array, *, causal: bool) -> Float[Array, "*h N M"]:
+    """Scaled products of queries and keys in float32, -inf where a token may not look."""
+    logits = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if causal:
+        logits = jnp.where(np.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+    return logits
 
 
 class MLP(nnx.Module):
@@ -142,7 +179,7 @@ class CausalBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         y = self.attention_norm(x)
         q, k, v = (_split_heads(project(y), self.heads) for project in (self.q, self.k, self.v))
-        x = x + self.out(_merge_heads(attend(q, k, v, causal=True)))
+        x = x + self.out(_merge_heads(attend(q, [k], [v], causal=True)))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -202,16 +239,13 @@ class JointBlock(nnx.Module):
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B M D"]]:
         """Both streams one block further; the context of the last block stays as it is."""
-        both = zip(self.tokens.project(x), self.context.project(context), strict=True)
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in both)
-        n = x.shape[1]
-        if self.context.ends:
-            return self.tokens.update(x, attend(q[:, :n], k, v)), context
-        attended = attend(q, k, v)
-        return (
-            self.tokens.update(x, attended[:, :n]),
-            self.context.update(context, attended[:, n:]),
-        )
+        q, *own = self.tokens.project(x)
+        context_q, *others = self.context.project(context)
+        k, v = zip(own, others, strict=True)
+        x = self.tokens.update(x, attend(q, k, v))
+        if not self.context.ends:
+            context = self.context.update(context, attend(context_q, k, v))
+        return x, context
 
 
 class JointTransformer(nnx.Module):

@@ -5,8 +5,9 @@
 
 runs the real TPU compiler (PyPI's `libtpu`, no TPU needed) on the whole step of `train_step.py`,
 frozen networks and Pallas kernels included, for every chip of the topology. What doesn't fit a
-chip's memory fails here, not on the pod. Memory and collectives are the compiler's; times are
-predicted from them, counted operations and published rates: a bound from below, not a measurement.
+chip's memory fails here, not on the pod. Memory, collectives and cycles are the compiler's; it puts
+no cycles to collectives and Pallas kernels, whose times follow from published rates. A prediction,
+not a measurement.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from flexavatar_jax import cli
-from flexavatar_jax.collectives import Collective, collectives
 from flexavatar_jax.flops import StepFlops, step_flops
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.head_template import load_template
+from flexavatar_jax.hlo import Collective, collectives, estimated_cycles
 from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
-from flexavatar_jax.train_step import TrainProgram
+from flexavatar_jax.train_step import SCOPES, TrainProgram
 from kernels import scenes, tpu_costs
 
 LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
@@ -63,21 +64,6 @@ class OutOfMemoryError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Seconds of one step, part by part, as if one followed the other."""
-
-    encoder: float
-    decoder: float
-    frozen: float
-    rasterizer: float
-    interconnect: float
-
-    @property
-    def step(self) -> float:
-        return sum(dataclasses.astuple(self))
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
     """What compiling told about a step on a topology."""
 
@@ -88,7 +74,19 @@ class Report:
     flops: StepFlops
     """An example's."""
     collectives: list[Collective]
-    prediction: Prediction
+    seconds: dict[str, float]
+    """Predicted for each part of a step, as if one followed the other."""
+    peak: float
+    """A chip's bfloat16 operations a second."""
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def utilisation(self) -> float:
+        """Model FLOPs utilisation (MFU)."""
+        return self.flops.total * self.batch / self.chips / self.step_seconds / self.peak
 
     @property
     def interconnect_bytes(self) -> float:
@@ -177,7 +175,8 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
     flops = step_flops(
         config, program.model(program.abstract_state.params), frozen, perceptual=perceptual
     )
-    moved = collectives(compiled.as_text())
+    hlo = compiled.as_text()
+    moved = collectives(hlo)
     return Report(
         topology=topology,
         chips=mesh.size,
@@ -192,33 +191,28 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
         ),
         flops=flops,
         collectives=moved,
-        prediction=predict(config, topology.split(":")[0], mesh, flops, moved),
+        seconds=predict(config, topology.split(":")[0], mesh, hlo, moved),
+        peak=chip.bfloat16,
     )
 
 
 def predict(
-    config: ConfigDict, chip: str, mesh: Mesh, flops: StepFlops, moved: list[Collective]
-) -> Prediction:
-    """Seconds of a step on one of `tpu_costs.CHIPS`, at its published rates.
+    config: ConfigDict, chip: str, mesh: Mesh, hlo: str, moved: list[Collective]
+) -> dict[str, float]:
+    """Seconds of each part of a compiled step on one of `tpu_costs.CHIPS`.
 
-    Matrix products run at the bfloat16 peak, blocks once more where they are rematerialised;
-    rendering as `tpu_costs.predict` counts it for the avatar scene; collectives over one link, none
-    of it hidden behind computation.
+    The compiler's cycles at the chip's clock; for rendering, the Pallas kernels as `tpu_costs`
+    counts them for the avatar scene come on top; collectives go over one link, none of them hidden
+    behind computation.
     """
-    examples = config.batch / mesh.size
-    rate = tpu_costs.CHIPS[chip].bfloat16 / examples
-    again = 4 / 3 if config.model.remat else 1
+    cycles = estimated_cycles(hlo, SCOPES)
+    seconds = {part: count / tpu_costs.CHIPS[chip].clock for part, count in cycles.items()}
     size = config.data.image_size
-    images = examples * mesh.shape["tensor"] * config.data.targets
-    scene = scenes.avatar(images=1)
-    image = {p.chip: p.forward_backward_ms / 1e3 for p in tpu_costs.predict(scene, size, size)}
-    return Prediction(
-        encoder=again * flops.encoder / rate,
-        decoder=again * flops.decoder / rate,
-        frozen=(flops.features + flops.perceptual) * mesh.shape["tensor"] / rate,
-        rasterizer=images * image[chip],
-        interconnect=sum(c.sent for c in moved) / LINK[chip],
-    )
+    # Devices along the tensor axis render the same images.
+    images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
+    kernels = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
+    seconds["rasterizer"] += images * kernels
+    return seconds | {"interconnect": sum(c.sent for c in moved) / LINK[chip]}
 
 
 def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> str:
@@ -242,7 +236,7 @@ def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> 
 
 def describe(report: Report) -> str:
     """The report as a few lines for a terminal."""
-    r, p, gib = report, report.prediction, 2**30
+    r, gib = report, 2**30
     total = r.flops.total * r.batch
     kinds: dict[str, list[float]] = {}
     for c in r.collectives:
@@ -260,10 +254,12 @@ def describe(report: Report) -> str:
             f"                  {len(sizes):4} x {kind}: {sum(sizes) / gib:.3f} GiB"
             for kind, sizes in sorted(kinds.items())
         ),
-        f"predicted step    {p.step * 1e3:.3g} ms: "
-        + ", ".join(f"{f.name} {getattr(p, f.name) * 1e3:.3g}" for f in dataclasses.fields(p)),
-        f"predicted rate    {r.batch / p.step:.0f} examples/s on the {r.chips} chips",
-        "predicted from published rates and one link a collective: a bound from below on time",
+        f"predicted step    {r.step_seconds * 1e3:.3g} ms: "
+        + ", ".join(f"{name} {time * 1e3:.3g}" for name, time in r.seconds.items()),
+        f"predicted rate    {r.batch / r.step_seconds:.0f} examples/s on the {r.chips} chips, "
+        f"{100 * r.utilisation:.0f}% of their peak (MFU)",
+        "predicted by the compiler's cycles, kernels and interconnect from published rates; "
+        "nothing was run",
     ]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ Kirschstein, Giebenhain, Nießner: FlexAvatar (CVPR 2026, arXiv 2512.15599).
 
 from __future__ import annotations
 
+import jax
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -66,7 +67,8 @@ class FlexAvatar(nnx.Module):
         Returns:
           One token a texel of the head's UV map, row-major.
         """
-        return self.encoder(image, cam2head, K, features)
+        with jax.named_scope("encoder"):
+            return self.encoder(image, cam2head, K, features)
 
     def decode(
         self,
@@ -82,8 +84,12 @@ class FlexAvatar(nnx.Module):
           source: row of the bias sink: `MONOCULAR` or `MULTI_VIEW` of `data_pipelines.frame`.
             Inference always takes `MULTI_VIEW`.
         """
-        features = self.decoder(code, expression, source)
-        return self.gaussians(_each(self.upsampler, features))
+        with jax.named_scope("decoder"):
+            features = self.decoder(code, expression, source)
+        with jax.named_scope("upsampler"):
+            maps = _each(self.upsampler, features)
+        with jax.named_scope("gaussians"):
+            return self.gaussians(maps)
 
     def folded(self) -> FlexAvatar:
         """A copy for inference that computes what depends on parameters alone only once.

@@ -37,6 +37,19 @@ from flexavatar_jax.sharding import (
 
 Batch = dict[str, jax.Array]
 
+SCOPES = (
+    "augmentation",
+    "features",
+    "encoder",
+    "decoder",
+    "upsampler",
+    "gaussians",
+    "rasterizer",
+    "losses",
+    "optimizer",
+)
+"""The step's parts by their `jax.named_scope`, as traces and compiled programs show them."""
+
 
 class TrainState(NamedTuple):
     """All that a step changes.
@@ -149,7 +162,8 @@ class TrainProgram:
         model = self.model(params)
         features = None
         if frozen.encoder is not None:
-            features = dinov2.patch_features(frozen.encoder, batch["input_image"])
+            with jax.named_scope("features"):
+                features = dinov2.patch_features(frozen.encoder, batch["input_image"])
         code = model.encode(
             batch["input_image"], batch["input_cam2head"], batch["input_K"], features
         )
@@ -172,7 +186,8 @@ class TrainProgram:
         Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
         """
         bad_records = jnp.sum(batch["bad_records"])
-        batch = finish_batch(batch)
+        with jax.named_scope("augmentation"):
+            batch = finish_batch(batch)
         grad = jax.value_and_grad(functools.partial(self.loss, perceptual=perceptual), has_aux=True)
         accumulate = self.config.accumulate
         if accumulate == 1:
@@ -196,6 +211,16 @@ class TrainProgram:
             total, previews = jax.lax.scan(add, zeros, micro)
             loss, parts, gradient = jax.tree.map(lambda x: x / accumulate, total)
             preview = previews[0]
+        with jax.named_scope("optimizer"):
+            state, norm = self._update(state, loss, gradient)
+        metrics = {"loss": loss, **parts, "gradient_norm": norm}
+        metrics |= {"skipped": state.skipped, "bad_records": bad_records}
+        return state, metrics, preview
+
+    def _update(
+        self, state: TrainState, loss: jax.Array, gradient: nnx.State
+    ) -> tuple[TrainState, jax.Array]:
+        """The next state, with the old parameters if the step was bad, and the gradient's norm."""
         norm = optax.global_norm(gradient)
         limit = self.config.max_gradient_norm
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -208,9 +233,7 @@ class TrainProgram:
             (state.params, state.opt_state),
         )
         skipped = state.skipped + jnp.where(good, 0, 1)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm}
-        metrics |= {"skipped": skipped, "bad_records": bad_records}
-        return TrainState(state.step + 1, params, opt_state, skipped), metrics, preview
+        return TrainState(state.step + 1, params, opt_state, skipped), norm
 
     def jitted_step(self, *, perceptual: bool = False) -> Callable:
         """`step` for the mesh, ready to call or lower; the old state's memory is reused."""
@@ -240,21 +263,23 @@ def shard_losses(
     """
     targets = batch["target_image"]
     examples, images, size = targets.shape[:3]
-    out = render(
-        gaussians,
-        batch["target_cam2head"],
-        batch["target_K"],
-        jnp.broadcast_to(batch["background"][:, None], (examples, images, 3)),
-        size=size,
-        backend=config.rasterizer,
-    )
-    loss, parts = training_loss(
-        rearrange(out.color, "b t h w c -> (b t) h w c"),
-        rearrange(targets, "b t h w c -> (b t) h w c"),
-        config.loss,
-        frozen,
-        perceptual=perceptual,
-    )
+    with jax.named_scope("rasterizer"):
+        out = render(
+            gaussians,
+            batch["target_cam2head"],
+            batch["target_K"],
+            jnp.broadcast_to(batch["background"][:, None], (examples, images, 3)),
+            size=size,
+            backend=config.rasterizer,
+        )
+    with jax.named_scope("losses"):
+        loss, parts = training_loss(
+            rearrange(out.color, "b t h w c -> (b t) h w c"),
+            rearrange(targets, "b t h w c -> (b t) h w c"),
+            config.loss,
+            frozen,
+            perceptual=perceptual,
+        )
     parts = {**parts, "splat_overflow": jnp.sum(out.overflow).astype(jnp.float32)}
     few = slice(0, config.log.images)
     row = [batch["input_image"][few], targets[few, 0], out.color[few, 0]]

@@ -41,13 +41,15 @@ class Chip(NamedTuple):
     """Vector unit: cores x 8 x 128 lanes x 4 units x clock, operations a second."""
     memory: int
     """HBM, bytes."""
+    clock: float
+    """Of the TensorCores, cycles a second."""
 
 
 CHIPS = {
-    "v4": Chip("v4:2x2x1", 1.228e12, 275e12, 2 * 4096 * 1.05e9, 32 << 30),
-    "v5e": Chip("v5e:2x2", 0.819e12, 197e12, 4096 * 1.5e9, 16 << 30),
-    "v5p": Chip("v5p:2x2x1", 2.765e12, 459e12, 2 * 4096 * 1.75e9, 95 << 30),
-    "v6e": Chip("v6e:2x2", 1.64e12, 918e12, 4096 * 1.75e9, 32 << 30),
+    "v4": Chip("v4:2x2x1", 1.228e12, 275e12, 2 * 4096 * 1.05e9, 32 << 30, 1.05e9),
+    "v5e": Chip("v5e:2x2", 0.819e12, 197e12, 4096 * 1.5e9, 16 << 30, 1.5e9),
+    "v5p": Chip("v5p:2x2x1", 2.765e12, 459e12, 2 * 4096 * 1.75e9, 95 << 30, 1.75e9),
+    "v6e": Chip("v6e:2x2", 1.64e12, 918e12, 4096 * 1.75e9, 32 << 30, 1.75e9),
 }
 """Sources: Google Cloud's system architecture pages of TPU v4, v5e, v5p and v6e for bandwidth,
 bfloat16 rate and memory; the clock follows from the bfloat16 rate and the number and size of the
@@ -106,8 +108,11 @@ def predict(scene: Scene, width: int, height: int) -> list[Prediction]:
     """Predicted times of a scene's images, one image after the other, for each of `CHIPS`."""
     images = len(scene.viewmats)
     num, channels = scene.colors.shape[-2:]
-    forward, backward = count_work(count_lists(scene, width, height), num, channels, width, height)
-    both = [*forward, *backward]
+    lists = count_lists(scene, width, height)
+    kernels_forward, kernels_backward = count_kernels(lists, channels, width, height)
+    outside_forward, outside_backward = count_outside(num, channels)
+    forward = [*outside_forward, *kernels_forward]
+    both = [*forward, *kernels_backward, *outside_backward]
     return [
         Prediction(
             name,
@@ -118,6 +123,14 @@ def predict(scene: Scene, width: int, height: int) -> list[Prediction]:
         )
         for name, chip in CHIPS.items()
     ]
+
+
+def predict_kernels(scene: Scene, width: int, height: int, chip: str) -> float:
+    """Seconds of the Pallas kernels alone, forward and backward, for a scene's images."""
+    lists = count_lists(scene, width, height)
+    forward, backward = count_kernels(lists, scene.colors.shape[-1], width, height)
+    image = sum(work.seconds(CHIPS[chip]) for work in [*forward, *backward])
+    return len(scene.viewmats) * image
 
 
 def count_lists(scene: Scene, width: int, height: int) -> Lists:
@@ -151,17 +164,12 @@ def _count_image(*scene, width, height):
     return jnp.sum(inside, axis=1), jnp.diff(bins.starts)
 
 
-def count_work(
-    lists: Lists, num: int, channels: int, width: int, height: int
-) -> tuple[list[Work], list[Work]]:
-    """Work for one image: the steps of the forward pass and those of the backward pass.
+def count_outside(num: int, channels: int) -> tuple[list[Work], list[Work]]:
+    """Work for one image outside of the kernels: projection and the sort by depth.
 
-    Every chunk counts as blended, also those behind opaque ones, which the kernels skip.
+    The steps of the forward pass and those of the backward pass.
     """
-    features = -(-(channels + 2) // 8) * 8
-    rows = GEOMETRY + features
-    pixels = width * height
-    chunk_bytes = 4 * rows * CHUNK
+    _, rows = _rows(channels)
 
     def project(passes: int) -> Work:
         # Projection reads the Gaussians and writes splats; the chunks are gathered from these.
@@ -169,6 +177,19 @@ def count_work(
 
     stages = np.log2(max(num, 2)) * (np.log2(max(num, 2)) + 1) / 2
     sort = Work(4 * 4 * num, 0, SORT_OPS * num * stages)
+    return [project(1), sort], [project(2)]
+
+
+def count_kernels(
+    lists: Lists, channels: int, width: int, height: int
+) -> tuple[list[Work], list[Work]]:
+    """Work of the kernels for one image: of the forward pass and of the backward pass.
+
+    Every chunk counts as blended, also those behind opaque ones, which the kernels skip.
+    """
+    features, rows = _rows(channels)
+    pixels = width * height
+    chunk_bytes = 4 * rows * CHUNK
 
     def make_lists(inputs: float, outputs: float, children: float) -> Work:
         # A chunk meets all children of its parent, GROUP at a time; a product by a 0-1 matrix each.
@@ -198,10 +219,13 @@ def count_work(
         2 * pairs * (24 + 2 * sums + 6 * features + 9 * features + 24),
         BACKWARD_OPS * pairs,
     )
-    return (
-        [project(1), sort, *both_lists, forward],
-        [*both_lists, backward, *both_lists, project(2)],
-    )
+    return [*both_lists, forward], [*both_lists, backward, *both_lists]
+
+
+def _rows(channels: int) -> tuple[int, int]:
+    """Rows of a chunk: those of features (colour and depth, in whole registers), and all."""
+    features = -(-(channels + 2) // 8) * 8
+    return features, GEOMETRY + features
 
 
 def compile_ahead(
@@ -261,11 +285,15 @@ def topology_devices(topology: str) -> list[jax.Device]:
     """
     from jax.experimental import topologies
 
+    chip = topology.split(":")[0]
     # There is no TPU here to ask.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip}-8")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    # A v4's two cores are one device, as JAX has it on a real one.
+    options = {"chip_config_name": "megacore"} if chip == "v4" else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 def main() -> None:

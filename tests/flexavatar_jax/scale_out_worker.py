@@ -10,9 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.mixture import make_iterator
-from flexavatar_jax.collectives import collectives
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.head_template import load_template
+from flexavatar_jax.hlo import collectives
 from flexavatar_jax.sharding import make_mesh
 from flexavatar_jax.train import place
 from flexavatar_jax.train_step import TrainProgram

@@ -31,28 +31,40 @@ def test_attention_by_definition(monkeypatch, cached_logits):
     """However many heads go at a time on a CPU: one, a few with some left over, all."""
     monkeypatch.setattr(attention, "CACHED_LOGITS", cached_logits)
     q, k, v = qkv(np.random.default_rng(0))
-    out = jax.jit(attend)(q, k, v)
+    out = jax.jit(attend)(q, [k], [v])
     for b in range(2):
         expected = numpy_reference.attention(*(np.swapaxes(x[b], 0, 1) for x in (q, k, v)))
         np.testing.assert_allclose(out[b].reshape(7, -1), expected, atol=1e-5)
 
 
-def test_both_ways_of_attention_agree_in_values_and_gradients():
-    """What runs on CPUs and what runs elsewhere."""
+WAYS = {"on CPUs": attention._attend_in_cache, "elsewhere": attention._attend_at_once}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_jaxs_in_values_and_gradients_wherever_it_runs(way, causal):
+    """Sets of keys are as good as one set of them all."""
     q, k, v = qkv(np.random.default_rng(1), m=7)
+    sets = [slice(None)] if causal else [slice(0, 4), slice(4, None)]
+
+    def in_sets(q, k, v):
+        return WAYS[way](q, *([x[:, s] for s in sets] for x in (k, v)), causal=causal)
+
+    def whole(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
 
     def grad(f):
         return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(f(*x) ** 3), argnums=(0, 1, 2)))
 
-    here = grad(lambda *x: attend(*x, causal=True))(q, k, v)
-    there = grad(lambda *x: jax.nn.dot_product_attention(*x, is_causal=True))(q, k, v)
-    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+    for a, b in zip(*(jax.tree.leaves(grad(f)(q, k, v)) for f in (in_sets, whole)), strict=True):
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
-def test_huge_logits_do_not_overflow():
+@pytest.mark.parametrize("way", WAYS)
+def test_huge_logits_do_not_overflow(way):
     q, k, v = qkv(np.random.default_rng(2))
-    assert np.isfinite(jax.jit(attend)(100 * q, 100 * k, v)).all()
+    out = WAYS[way](100 * q, [100 * k, -100 * k], [v, v], causal=False)
+    assert np.isfinite(out).all()
 
 
 def test_a_token_sees_none_after_it():

@@ -1,6 +1,7 @@
 """The training step compiled for TPUs that aren't here."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ import jax
 import pytest
 
 from data_pipelines.mixture import make_iterator
-from flexavatar_jax.collectives import Collective, collectives
 from flexavatar_jax.compile_ahead import abstract_batch
+from flexavatar_jax.hlo import Collective, collectives, estimated_cycles
 from flexavatar_jax.sharding import make_mesh
+from flexavatar_jax.train_step import SCOPES
 
 HLO = """
 HloModule jit_step
@@ -20,6 +22,7 @@ HloModule jit_step
 }
 
 %body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %m = f32[8] fusion(), metadata={op_name="jit(step)/jvp(head)/dot"}, b={"estimated_cycles":"100"}
   %ag = f32[8,16]{1,0} all-gather(f32[2,16] %x), replica_groups={{0,1,2,3}}, dimensions={0}
 }
 
@@ -32,6 +35,8 @@ ENTRY %main (p0: f32[2,16]) -> f32[] {
   %f = bf16[8]{0} fusion(bf16[64] %g), kind=kCustom, calls=%all-reduce-scatter
   %s = (f32[4], f32[32]) all-gather-start(f32[4] %y), replica_groups=[1,8]<=[8], dimensions={0}
   %d = f32[32] all-gather-done((f32[4], f32[32]) %s)
+  %n = f32[8] fusion(), metadata={op_name="jit(step)/tail/dot"}, b={"estimated_cycles":"7"}
+  %o = f32[8] copy(), backend_config={"estimated_cycles":"3"}
   %alone = f32[4] all-reduce(f32[4] %y), replica_groups={{0},{1}}, to_apply=%sum
   %m = f32[3] all-reduce(%y), replica_groups=mesh['a'=4,'b'=2] {'a':(1)2,'b'}, to_apply=%sum
   ROOT %r = f32[] all-reduce(f32[] %l), replica_groups={{0,1}}, metadata={op_name="jit(step)/mean"}
@@ -50,6 +55,15 @@ def test_collectives_are_read_from_hlo_each_as_often_as_it_runs():
     ]
     assert gather.sent == 8 * 16 * 4 * 3 / 4
     assert Collective("all-reduce", 4, 100, "").sent == 2 * 100 * 3 / 4
+
+
+def test_cycles_are_summed_by_scope_each_as_often_as_it_runs():
+    assert estimated_cycles(HLO, ["head", "tail", "none"]) == {
+        "head": 5 * 100,
+        "tail": 7,
+        "none": 0,
+        "other": 3,
+    }
 
 
 def test_the_shapes_compiled_for_are_those_of_a_batch(tiny_config):
@@ -78,3 +92,10 @@ def test_the_demo_compiles_for_a_pod():
     assert done.returncode == 0, done.stderr
     for expected in ("16 chips", "memory a chip", "TFLOP a step", "predicted step", "examples/s"):
         assert expected in done.stdout
+    assert not done.stderr
+    # Each part of the step is found in what was compiled, and rendering comes with its kernels.
+    line = next(x for x in done.stdout.splitlines() if x.startswith("predicted step"))
+    parts = {name: float(time) for name, time in re.findall(r"(\w+) ([\d.e-]+)(?:,|$)", line)}
+    assert all(parts[scope] > 0 for scope in SCOPES if scope != "features")
+    total = float(re.search(r"([\d.]+) ms", line)[1])
+    assert sum(parts.values()) == pytest.approx(total, rel=0.02)

@@ -18,7 +18,7 @@ from experiment_file import write_experiment
 from flax import nnx
 
 from flexavatar_jax.checkpoints import Checkpoints, load_model
-from flexavatar_jax.collectives import Collective
+from flexavatar_jax.hlo import Collective
 from flexavatar_jax.train import PREEMPTED
 
 WORKER = Path(__file__).with_name("scale_out_worker.py")

@@ -1,9 +1,11 @@
-"""The collectives of a compiled program, read from its HLO text."""
+"""What a compiled program does and how often, read from its HLO text: collectives and cycles."""
 
 from __future__ import annotations
 
+import collections
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -15,6 +17,8 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _REGULAR_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_NOTE = re.compile(r'op_name="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -64,9 +68,29 @@ def collectives(hlo: str) -> list[Collective]:
                 size *= group
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            note = re.search(r'op_name="([^"]*)"', line)
+            note = _NOTE.search(line)
             found += [Collective(kind, group, size, note[1] if note else "")] * runs[name]
     return [c for c in found if c.group > 1]
+
+
+def estimated_cycles(hlo: str, scopes: Sequence[str]) -> dict[str, int]:
+    """What the TPU compiler reckons a module's operations take, by `jax.named_scope`.
+
+    Those in a loop count each time round. Operations of no scope come as "other"; Pallas kernels
+    and collectives are not in it, since the compiler puts no figure to them.
+    """
+    inside = re.compile(rf"\b({'|'.join(scopes)})\b")
+    bodies = _computations(hlo)
+    runs = _runs(bodies)
+    total = collections.Counter(dict.fromkeys([*scopes, "other"], 0))
+    for name, lines in bodies.items():
+        for line in lines:
+            if not (cycles := _CYCLES.search(line)):
+                continue
+            note = _NOTE.search(line)
+            scope = inside.search(note[1]) if note else None
+            total[scope[1] if scope else "other"] += runs[name] * int(cycles[1])
+    return dict(total)
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
