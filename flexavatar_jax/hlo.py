@@ -44,10 +44,7 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All collectives of an optimised module; those in a loop count each time round.
-
-    Loops whose length the compiler doesn't know count once.
-    """
+    """All collectives of an optimised module; those in a loop count each time round."""
     bodies = _computations(hlo)
     runs = _runs(bodies)
     found = []
@@ -76,8 +73,8 @@ def collectives(hlo: str) -> list[Collective]:
 def estimated_cycles(hlo: str, scopes: Sequence[str]) -> dict[str, int]:
     """What the TPU compiler reckons a module's operations take, by `jax.named_scope`.
 
-    Those in a loop count each time round. Operations of no scope come as "other"; Pallas kernels
-    and collectives are not in it, since the compiler puts no figure to them.
+    Those in a loop count each time round. Operations of no scope come as "other". The compiler puts
+    no figure to Pallas kernels, collectives, sorts, gathers and scatters: they are not in it.
     """
     inside = re.compile(rf"\b({'|'.join(scopes)})\b")
     bodies = _computations(hlo)
@@ -110,20 +107,36 @@ def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
     called: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
     for name, lines in bodies.items():
         for line in lines:
-            trips = _TRIPS.search(line) if " while(" in line else None
+            times = _trips(line, bodies) if " while(" in line else 1
             for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
                 if callee in called:
-                    called[callee].append((name, int(trips[1]) if trips else 1))
+                    called[callee].append((name, times))
             for group in re.findall(r"branch_computations=\{([^}]*)\}", line):
                 for callee in re.findall(r"[\w.\-]+", group):
                     called[callee].append((name, 1))
 
-    def times(name: str) -> int:
+    def runs(name: str) -> int:
         if name == "ENTRY":
             return 1
-        return sum(times(caller) * count for caller, count in called[name])
+        return sum(runs(caller) * count for caller, count in called[name])
 
-    return {name: times(name) for name in bodies}
+    return {name: runs(name) for name in bodies}
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop goes round; 1 where the module doesn't say.
+
+    The CPU compiler notes it. The TPU compiler leaves what JAX's scans have for a condition: a
+    counter from 0 that is less than a constant.
+    """
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
+    constants = dict(
+        re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
+    )
+    root = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", "\n".join(condition))
+    return int(constants.get(root[1], 1)) if root else 1
 
 
 def _size(dtype: str, dims: str) -> float:
