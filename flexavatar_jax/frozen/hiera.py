@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +26,8 @@ STRIDE = 4
 KERNEL = 7
 GLOBAL_BLOCKS = (7, 10, 13)
 EMBEDDING_WIDTH = 256
+GLOBAL_ROWS = 512
+"""Queries at a time where a block attends globally."""
 
 
 class Stage(NamedTuple):
@@ -81,24 +82,23 @@ def load(path: str | os.PathLike[str], dtype: jnp.dtype = jnp.float32) -> Params
 def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Array, "b 64 64 256"]:
     """What SAM's mask decoder gets of an image in [0, 1]: the pyramid's stride-16 level.
 
-    Any size of image goes: it is resized bilinearly to 1024. The backward pass keeps only the
-    inputs of the blocks.
+    Any size of image goes: it is resized bilinearly to 1024.
     """
     dtype = params["positions"].dtype
     shape = (len(image), IMAGE_SIZE, IMAGE_SIZE, 3)
     image = jax.image.resize(image.astype(jnp.float32), shape, "bilinear", antialias=False)
     x = jax.lax.conv_general_dilated(
-        normalise(image).astype(dtype),
+        _squares(normalise(image).astype(dtype)),
         params["patch"]["w"],
-        (STRIDE, STRIDE),
-        [(KERNEL // 2, KERNEL // 2)] * 2,
+        (1, 1),
+        "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     x = x + params["patch"]["b"] + params["positions"]
 
     def through(x: Array, blocks: tuple[Block, ...], params: Sequence[Params]) -> Array:
         for block, p in zip(blocks, params, strict=True):
-            x = jax.checkpoint(partial(_block, block))(p, x)
+            x = _block(block, p, x)
         return x
 
     x = through(x, BLOCKS[:ENTRY], params["entry"])
@@ -169,7 +169,7 @@ def fold(weights: Mapping[str, np.ndarray], dtype: jnp.dtype = jnp.float32) -> P
     neck_16["b"] = neck_16["b"] + w["no_memory_embedding"][0, 0]
     params = {
         "patch": {
-            "w": rearrange(w["backbone.patch_embed.projection.weight"], "o c h w -> h w c o"),
+            "w": _squares_kernel(w["backbone.patch_embed.projection.weight"]),
             "b": w["backbone.patch_embed.projection.bias"],
         },
         "positions": resize_bicubic(background, grid, antialias=False)
@@ -184,6 +184,23 @@ def fold(weights: Mapping[str, np.ndarray], dtype: jnp.dtype = jnp.float32) -> P
         "neck_16": neck_16,
     }
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def _squares(x: Float[Array, "b h w 3"]) -> Float[Array, "b h//4+1 w//4+1 48"]:
+    """Squares of 4x4 pixels as channels, zeros around.
+
+    The 7x7 convolution of stride 4 is a 2x2 convolution of these; few channels and large strides
+    are what TPUs are slowest at.
+    """
+    before, after = KERNEL // 2, STRIDE - KERNEL // 2
+    x = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    return rearrange(x, "b (h r) (w s) c -> b h w (r s c)", r=STRIDE, s=STRIDE)
+
+
+def _squares_kernel(kernel: Float[np.ndarray, "o c 7 7"]) -> Float[np.ndarray, "2 2 48 o"]:
+    """The 7x7 kernel, with a zero row and column after it, for `_squares`."""
+    kernel = np.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    return rearrange(kernel, "o c (h r) (w s) -> h w (r s c) o", r=STRIDE, s=STRIDE)
 
 
 def _block(
@@ -213,12 +230,25 @@ def _attention(
     if block.pool:
         q, size, window = _pool(q), size // 2, window // 2
     q, k, v = (rearrange(t, "b h w (n d) -> b (h w) n d", n=block.heads) for t in (q, k, v))
-    x = rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
+    attend = jax.nn.dot_product_attention if block.window else _attend_globally
+    x = rearrange(attend(q, k, v), "b n h d -> b n (h d)")
     tiles = -(-size // window)
     x = rearrange(
         linear(x, p["out"]), "(b i j) (h w) c -> b (i h) (j w) c", i=tiles, j=tiles, h=window
     )
     return x[:, :size, :size]
+
+
+def _attend_globally(
+    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h d"]
+) -> Float[Array, "b n h d"]:
+    """Attention of some queries at a time: their logits stay on the chip, all at once don't fit.
+
+    By the TPU compiler's reckoning that takes a third of the time.
+    """
+    attend = jax.checkpoint(lambda rows: jax.nn.dot_product_attention(rows, k, v))
+    rows = rearrange(q, "b (s n) h d -> s b n h d", n=GLOBAL_ROWS)
+    return rearrange(jax.lax.map(attend, rows), "s b n h d -> b (s n) h d")
 
 
 def _pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
