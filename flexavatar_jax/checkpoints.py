@@ -54,42 +54,57 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
     temporary.replace(path)
 
 
-def prepare_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> HeadTemplate:
-    """Creates a run's folder, or checks that an existing one belongs to the same experiment.
+def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> HeadTemplate:
+    """The head template of a run: the stored one if the folder already holds this experiment.
 
-    Returns the head template: the one stored in the folder, which a new run copies there first.
+    Writes nothing, so that a config which turns out wrong claims no folder.
 
     Raises:
       ValueError: the folder holds a run of another config (names the first field that differs).
-      OSError: the folder cannot be written.
+      OSError: the template cannot be read.
     """
     workdir = epath.Path(workdir)
-    stored = workdir / "config.json"
-    if not stored.exists():
+    is_new = not (workdir / "config.json").exists()
+    # All look before the first of them writes.
+    _wait_for_all("workdir looked at")
+    if is_new:
         if (workdir / "checkpoints").exists():
             raise ValueError(
                 f"{workdir} holds checkpoints but no config.json; use another --workdir"
             )
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                template = load_template(config.model.template)
-                write_atomically(workdir / "template.obj", template.to_obj())
-                write_atomically(stored, config.to_json_best_effort(indent=2, sort_keys=True))
-        except OSError as error:
-            raise OSError(
-                f"cannot write to --workdir {workdir}: {error.strerror or error}"
-            ) from None
-        _wait_for_all("workdir created")
-    else:
-        difference = first_difference(read_config(workdir), config)
-        if difference:
-            field, old, new = difference
-            raise ValueError(
-                f"--workdir {workdir} holds a run whose config.{field} is {old}, not {new}; "
-                "choose another --workdir, or the config it was started with"
-            )
+        return load_template(config.model.template)
+    difference = first_difference(read_config(workdir), config)
+    if difference:
+        field, old, new = difference
+        raise ValueError(
+            f"--workdir {workdir} holds a run whose config.{field} is {old}, not {new}; "
+            "choose another --workdir, or the config it was started with"
+        )
     return load_template(os.fspath(workdir / "template.obj"))
+
+
+def claim_workdir(
+    workdir: epath.PathLike, config: ml_collections.ConfigDict, template: HeadTemplate
+) -> None:
+    """Creates a run's folder with its config and template, or takes down what of it has changed.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    workdir = epath.Path(workdir)
+    text = config.to_json_best_effort(indent=2, sort_keys=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            if not (workdir / "template.obj").exists():
+                write_atomically(workdir / "template.obj", template.to_obj())
+            stored = workdir / "config.json"
+            if not stored.exists() or stored.read_text() != text:
+                write_atomically(stored, text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write to --workdir {workdir}: {reason}") from None
+    _wait_for_all("workdir claimed")
 
 
 def first_difference(
@@ -124,9 +139,12 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
             "run or of an import"
         )
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy") from None
+    if not isinstance(fields, dict) or not {"model", "data", "frozen"} <= fields.keys():
+        raise ValueError(f"{path} is not a run's config (no model, data, frozen); restore it")
+    return ml_collections.ConfigDict(fields)
 
 
 class Checkpoints:
@@ -208,8 +226,20 @@ class Checkpoints:
     def progress(self, step: int) -> dict[str, Any]:
         return self._restore(step, progress=ocp.args.JsonRestore())["progress"] or {}
 
-    def has_optimizer(self, step: int) -> bool:
-        return (self.directory / str(step) / "optimizer").exists()
+    def is_import(self, step: int) -> bool:
+        """Whether the checkpoint holds imported weights: to fine-tune, not a run to go on with.
+
+        Raises:
+          ValueError: it is a run's, but a part of it is gone.
+        """
+        folder = self.directory / str(step)
+        missing = [part for part in ("optimizer", "data") if not (folder / part).exists()]
+        if len(missing) == 1 or (missing and step > 0):
+            raise ValueError(
+                f"the checkpoint {folder} is incomplete: it has no {' and no '.join(missing)}; "
+                "move it away to go on from the one before"
+            )
+        return bool(missing)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the scheduler announced (on any host) that it is about to stop this job."""

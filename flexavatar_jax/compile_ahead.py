@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from flexavatar_jax import cli
+from flexavatar_jax.config_check import check_config
 from flexavatar_jax.flops import StepFlops, step_flops
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.head_template import load_template
@@ -157,6 +158,11 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
     config = config.copy_and_resolve_references()
     if config.rasterizer == "auto":
         config.rasterizer = "pallas_tpu"
+    if config.rasterizer not in ("pallas_tpu", "xla"):
+        raise ValueError(
+            f"config.rasterizer = {config.rasterizer!r} is not for TPUs; give 'auto', 'pallas_tpu' "
+            "or 'xla'"
+        )
     program = TrainProgram.create(config, mesh, load_template(config.model.template))
     frozen = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
@@ -268,6 +274,7 @@ def main() -> None:
     # TPUs are compiled for, never used; without this JAX would look for them.
     jax.config.update("jax_platforms", "cpu")
     config = FLAGS.config
+    check_config(config)
     mesh = topology_mesh(config, FLAGS.topology)
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch % shards:

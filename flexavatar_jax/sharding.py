@@ -78,5 +78,29 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of each batch this process reads, of how many.
+
+    Processes that lie along the tensor axis hold the same examples, so they read the same share.
+
+    Raises:
+      ValueError: the devices of some processes overlap along the tensor axis without being the
+        same; says what to change.
+    """
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    groups: dict[frozenset[int], int] = {}
+    for row in rows:
+        group = frozenset(device.process_index for device in row)
+        groups[group] = groups.get(group, 0) + 1
+    ours = [i for i, group in enumerate(groups) if jax.process_index() in group]
+    processes = sorted(process for group in groups for process in group)
+    if processes != sorted(set(processes)) or len(set(groups.values())) > 1:
+        raise ValueError(
+            f"config.mesh.tensor = {mesh.shape['tensor']} does not fit this job's processes: each "
+            "row along the tensor axis must lie in one process, or fill whole processes"
+        )
+    return ours[0], len(groups)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())

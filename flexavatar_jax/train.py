@@ -28,12 +28,14 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli, flops
-from flexavatar_jax.checkpoints import Checkpoints, prepare_workdir
+from flexavatar_jax.checkpoints import Checkpoints, claim_workdir, open_workdir
+from flexavatar_jax.config_check import check_config
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
-from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
+from flexavatar_jax.sharding import batch_sharding, batch_share, make_mesh, replicated
 from flexavatar_jax.trace import Trace
 from flexavatar_jax.train_step import TrainProgram, TrainState
+from kernels.rasterizer import choose_backend
 
 PREEMPTED = 75
 """Exit status of a run that saved and left because it was asked to (EX_TEMPFAIL: run it again)."""
@@ -50,21 +52,25 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     Raises:
       ValueError, OSError: what the user has to mend (config, data, folder, checkpoint).
     """
+    check_config(config)
+    choose_backend(config.rasterizer)
     mesh = make_mesh(**config.mesh)
-    template = prepare_workdir(workdir, config)
+    template = open_workdir(workdir, config)
     program = TrainProgram.create(config, mesh, template)
+    share, shares = batch_share(mesh)
     data = make_iterator(
         config.data,
         seed=config.seed,
         global_batch=config.batch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
+    claim_workdir(workdir, config, template)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
 
     step = checkpoints.latest_step
-    if step is None or not checkpoints.has_optimizer(step):
+    if step is None or checkpoints.is_import(step):
         state, seconds = program.init(), 0.0
         if step is not None:  # imported weights: fine-tune them from step 0
             params = checkpoints.restore_params(step, program.abstract_state.params)
@@ -147,10 +153,13 @@ def compile_step(
 
 
 def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This host's part of a batch as global arrays, split over the mesh."""
+    """This host's share of a batch (`batch_share`) as global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
+    _, shares = batch_share(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        name: jax.make_array_from_process_local_data(
+            sharding, np.asarray(value), (shares * len(value), *value.shape[1:])
+        )
         for name, value in batch.items()
     }
 
@@ -207,6 +216,12 @@ class Meter:
             means["skipped"] = values["skipped"]
             means |= self._speed(seconds)
             self._log.scalars(step, means)
+            if means.get("splat_overflow"):
+                self._log.say(
+                    f"up to step {step}, {means['splat_overflow']:.3g} intersections of Gaussians "
+                    "with tiles a step and device had no room and were not drawn: the Gaussians "
+                    "are very large"
+                )
             self._sums, self._count, self._since, self._waited = {}, 0, time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:
             rows = np.asarray(preview.addressable_shards[0].data)
@@ -232,10 +247,11 @@ class Meter:
 
 def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:
     """Writes this host's part of a batch for a post-mortem."""
-    arrays = {
-        name: np.concatenate([np.asarray(shard.data) for shard in value.addressable_shards])
-        for name, value in batch.items()
-    }
+    arrays = {}
+    for name, value in batch.items():
+        # Devices along the tensor axis hold the same examples.
+        parts = {shard.index[0].start or 0: shard.data for shard in value.addressable_shards}
+        arrays[name] = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

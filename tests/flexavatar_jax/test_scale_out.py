@@ -132,10 +132,12 @@ def test_losses_are_the_same_in_every_layout(virtual_devices, layout):
 
 
 @pytest.mark.slow
-def test_losses_are_the_same_in_two_processes(virtual_devices, make_tiny_config, tmp_path):
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 1, "tensor": 8}])
+def test_losses_are_the_same_in_two_processes(virtual_devices, make_tiny_config, tmp_path, mesh):
+    """Also where both hold the same examples, along the tensor axis."""
     config = make_tiny_config()
     config.batch, config.steps = 8, 20
-    config.mesh.update({"data": 2, "fsdp": 4})
+    config.mesh.update(mesh)
     job = Experiment(config, tmp_path).start_job(tmp_path / "run")
     said = [process.communicate(timeout=600)[0] for process in job]
     assert [process.returncode for process in job] == [0, 0], said

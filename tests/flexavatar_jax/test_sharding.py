@@ -1,12 +1,14 @@
 """The mesh, and where parameters live on it."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from flexavatar_jax.sharding import make_mesh, parameter_spec
+from flexavatar_jax.sharding import batch_share, make_mesh, parameter_spec
 
 
 class FakeMesh:
@@ -43,3 +45,28 @@ def test_an_axis_is_used_once():
 
 def test_a_parameter_without_names_is_on_every_device():
     assert parameter_spec(FakeMesh, nnx.Param(np.zeros((8, 8)))) == P(None, None)
+
+
+def mesh_of_processes(processes, tensor):
+    """Devices that belong to `processes`, in the order of the mesh."""
+    devices = np.array([SimpleNamespace(process_index=p) for p in processes])
+    return SimpleNamespace(devices=devices, shape={"tensor": tensor})
+
+
+@pytest.mark.parametrize(
+    ("processes", "tensor", "share"),
+    [
+        ([0, 0, 1, 1], 1, (1, 2)),
+        ([0, 0, 1, 1], 2, (1, 2)),
+        ([0, 0, 1, 1], 4, (0, 1)),
+        ([2, 2, 3, 3, 0, 0, 1, 1], 4, (1, 2)),
+    ],
+)
+def test_processes_along_the_tensor_axis_read_the_same_share(monkeypatch, processes, tensor, share):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert batch_share(mesh_of_processes(processes, tensor)) == share
+
+
+def test_a_tensor_axis_across_parts_of_processes_is_refused():
+    with pytest.raises(ValueError, match=r"config\.mesh\.tensor = 3 does not fit"):
+        batch_share(mesh_of_processes([0, 0, 1, 1, 2, 2], 3))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from experiment_file import write_experiment
 
-from flexavatar_jax.checkpoints import Checkpoints, load_model
+from flexavatar_jax.checkpoints import Checkpoints, load_model, read_config
 from flexavatar_jax.train import PREEMPTED, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -70,6 +70,32 @@ def test_another_config_is_refused_and_nothing_is_touched(tiny_config, tmp_path)
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate is 0\.001, not 0\.5"):
         train(tiny_config, tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
+    tiny_config.accumulate = 3
+    with pytest.raises(ValueError, match="accumulate"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.accumulate = 1
+    tiny_config.data.root = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_may_change_is_taken_down_and_a_checkpoint_without_its_optimizer_is_refused(
+    tiny_config, tmp_path
+):
+    """It is no import: to start over from it would end with the good ones removed."""
+    tiny_config.steps = 2
+    train(tiny_config, tmp_path)
+    tiny_config.steps, tiny_config.eval.people = 4, 3
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "optimizer")
+    with pytest.raises(ValueError, match=r"checkpoints/2 is incomplete: it has no optimizer"):
+        train(tiny_config, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    stored = read_config(tmp_path)
+    assert (stored.steps, stored.eval.people) == (4, 3)
 
 
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
