@@ -57,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
     try:
+        if not 1 <= args.quality <= 100:
+            raise ValueError(f"--quality is {args.quality}; expected 1 to 100")
+        if args.workers < 1:
+            raise ValueError(f"--workers is {args.workers}; expected 1 or more")
         for captures in module.capture_sets(args):
             summary = write_shards(captures, args.out, settings, args.workers, args.quality)
             print(f"{os.path.join(args.out, captures.name)}: {summary}")

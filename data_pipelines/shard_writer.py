@@ -21,7 +21,7 @@ from data_pipelines.cameras import rotation_from_6d
 from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.record import FIELDS, QUALITY, FrameError, encode_frame
-from data_pipelines.shards import Index, shard_name
+from data_pipelines.shards import Index, PreparedSet, shard_name
 from data_pipelines.storage import from_npz, to_npz, write, written
 
 MAX_CLIPS_PER_SHARD = 16
@@ -71,8 +71,9 @@ def write_shards(
       quality: JPEG quality.
 
     Raises:
-      ValueError: if the folder holds a data set prepared with other settings, a clip cannot be read
-        (which names it), or no frame is left.
+      ValueError: if the folder holds a data set prepared with other settings or a damaged one, a
+        clip cannot be read (which names it), or no frame is left.
+      FileNotFoundError: if the folder holds a finished data set that lacks a file.
       ChildProcessError: if a worker process was killed.
     """
     if not captures.name.isidentifier():
@@ -89,7 +90,9 @@ def write_shards(
     }
     _claim(folder, json.loads(json.dumps(settings)))
     parts = folder / "unfinished"
-    if not (folder / "index.npz").exists():
+    if (folder / "index.npz").exists():
+        PreparedSet(folder)  # finished it is whole, or says what is wrong with it
+    else:
         parts.mkdir(parents=True, exist_ok=True)
         shards = _plan(captures.num_clips)
         job = _ShardJob(captures, os.fspath(folder), shards, quality)
@@ -101,14 +104,14 @@ def write_shards(
         )
     if parts.exists():
         parts.rmtree()
-    return Summary(**json.loads((folder / "summary.json").read_text()))
+    return Summary(**_read_json(folder / "summary.json"))
 
 
 def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
     """Notes the settings in a new folder; raises `ValueError` if it has other ones."""
     path = folder / "settings.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = _read_json(path)
         for key in sorted(found.keys() | settings.keys()):
             if found.get(key) != settings.get(key):
                 raise ValueError(
@@ -122,6 +125,20 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps(settings, indent=2).encode())
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a file that this module wrote; what is wrong with it comes in one sentence."""
+    remedy = f"delete {path.parent} and prepare it again"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} is missing: {remedy}") from e
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged ({e}): {remedy}") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds no object): {remedy}")
+    return content
 
 
 def _plan(num_clips: int) -> list[range]:

@@ -167,7 +167,10 @@ class PreparedSet:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             for shard, found in enumerate(pool.map(size, range(len(expected)))):
                 if found is None:
-                    raise FileNotFoundError(f"shard {self._shard(shard)} is missing")
+                    raise FileNotFoundError(
+                        f"shard {self._shard(shard)} is missing: copy it again, or delete the "
+                        "folder and prepare it again"
+                    )
                 if found != expected[shard]:
                     raise ValueError(
                         f"shard {self._shard(shard)} is {found} bytes long where {expected[shard]} "

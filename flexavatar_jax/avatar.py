@@ -18,13 +18,31 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipelines.pixel3dmm import read_driving, read_portrait
+from data_pipelines.pixel3dmm import Portrait, find_input, read_driving, read_portrait
 from flexavatar_jax import cli
 from flexavatar_jax.animation import write_animation
-from flexavatar_jax.checkpoints import load_model
+from flexavatar_jax.checkpoints import load_model, read_config
 from flexavatar_jax.inference import Animator, orbit_cameras
 
 FRAMES_PER_SECOND = 24
+
+
+def find_portrait(path: str) -> Portrait:
+    """Reads the tracked portrait DIR/inputs/NAME.jpg.
+
+    Tracking goes by NAME alone, so another picture of that name could be taken for it.
+    """
+    given = Path(path).absolute()
+    if not given.exists():
+        raise FileNotFoundError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
+    root, name = given.parent.parent, given.name if given.is_dir() else given.stem
+    found = Path(find_input(root, name))
+    if found != given:
+        raise ValueError(
+            f"--portrait {path}: tracking of that name belongs to {found}; give that file, or move "
+            "it away"
+        )
+    return read_portrait(root, name)
 
 
 def render_avatar(args: argparse.Namespace) -> None:
@@ -32,11 +50,18 @@ def render_avatar(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix not in (".mp4", ".gif"):
         raise ValueError(f"--out {out} must end in .mp4 or .gif (both are written)")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
-    portrait_path = Path(args.portrait)
-    portrait = read_portrait(portrait_path.parent.parent, portrait_path.stem)
+    cli.check_out(out)
+    for option in ("frames", "size"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} is {value}; expected 1 or more")
+    portrait = find_portrait(args.portrait)
     driving = read_driving(args.driving) if args.driving else None
+    if args.dinov2 and not read_config(args.workdir).model.dino:
+        raise ValueError(
+            f"--dinov2 {args.dinov2}: the model of {args.workdir} needs no DINOv2 (model.dino is "
+            "off in its config.json); leave the option out"
+        )
     loaded = load_model(args.workdir, args.step, args.dinov2)
     animator = Animator(loaded, backend=args.backend)
     size = animator.image_size
@@ -56,7 +81,7 @@ def render_avatar(args: argparse.Namespace) -> None:
         expressions,
         views,
         np.repeat(portrait.K[None], len(views), axis=0),
-        size=args.size or size,
+        size=size if args.size is None else args.size,
         progress=lambda chunks: tqdm(chunks, desc="rendering", unit="chunk"),
     )
     for path in write_animation(out, np.round(images * 255).astype(np.uint8), FRAMES_PER_SECOND):

@@ -7,8 +7,11 @@ trace is there for whoever sets FLEXAVATAR_TRACEBACK=1.
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -33,17 +36,60 @@ def say_error(message: str) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses absl flags and config overrides; a wrong one is named in one sentence (exit 2)."""
     try:
+        check_config_file(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
         fail(error, status=2)
-    except FileNotFoundError:
-        path = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), None)
-        path = path or (argv[argv.index("--config") + 1] if "--config" in argv else "--config")
-        fail(FileNotFoundError(f"no config file {path}; configs/ has the ones that ship"), status=2)
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        # ml_collections reports an unknown or mistyped field this way, with a suggestion.
-        message = str(error.args[0] if error.args else error).replace("\\n", " ").strip("'\"")
+    except (AttributeError, KeyError) as error:
+        # ml_collections' whole message may be the field's name, with a suggestion or without.
+        message = str(error.args[0] if error.args else error).replace("\\n", " ")
+        unknown = re.fullmatch(r"\W*(\w+)\W*(Did you mean.*?)?['\"\\]*", message)
+        if unknown:
+            name, suggestion = unknown.groups("")
+            message = f"the config has no field {name}. {suggestion}".strip(" .")
         fail(ValueError(f"in --config and its overrides: {message}"), status=2)
+    except SyntaxError as error:
+        message = f"line {error.lineno} of {error.filename} is not Python ({error.msg}); correct it"
+        fail(ValueError(message), status=2)
+    except (TypeError, ValueError, OSError) as error:
+        fail(ValueError(f"in --config and its overrides: {error}"), status=2)
+
+
+def check_config_file(argv: Sequence[str]) -> None:
+    """Raises `flags.Error` if the file of --config is not there: absl would go on without it."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == "--":
+            return
+        value = value if equals else following
+        if name not in ("--config", "-config") or not value:
+            continue
+        path = Path(value.split(":", 1)[0])  # the rest is the argument of its get_config
+        if not path.is_file():
+            raise flags.Error(f"no config file {path}; configs/ has the ones that ship")
+        if path.suffix != ".py":
+            raise flags.Error(f"--config {path} is not a Python config file (.py) as in configs/")
+
+
+def check_out(out: Path, *, create: bool = False) -> None:
+    """Raises `OSError` unless a file can be written at --out: before the work, not after it.
+
+    Its folder must exist, or is made if `create`.
+    """
+    folder = out.parent
+    if not create and not folder.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {folder}; create it first")
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a folder; give the name of a file in it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions do not say it all: root has every one, and file systems may be read-only.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out {out} cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 def guard(main: Callable[[], int | None]) -> int | None:

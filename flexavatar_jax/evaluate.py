@@ -40,6 +40,17 @@ class Person(NamedTuple):
     targets: list[Frame]
 
 
+def check_numbers(config: ConfigDict, workdir: epath.PathLike) -> None:
+    """Raises `ValueError` for an evaluation of nothing; one of a person's images is the input."""
+    for field, least in (("people", 1), ("images_per_person", 2), ("constant_images", 1)):
+        value = config.eval[field]
+        if value < least:
+            raise ValueError(
+                f"config.eval.{field} is {value}; expected {least} or more: correct it in "
+                f"{epath.Path(workdir) / 'config.json'}"
+            )
+
+
 def azimuth(cam2head: Float[np.ndarray, "4 4"]) -> float:
     """Degrees by which the camera stands off the face's axis, to either side: 0 front, 180 back."""
     x, _, z = cam2head[:3, 3]
@@ -79,6 +90,11 @@ def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[
         chosen = records[evenly_spaced(len(records), images)]
         targets = [data.frame(int(i), size) for i in chosen]
         targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
+        if not targets:
+            raise ValueError(
+                f"{data.folder} has one frame only of {name}, none of which is left to predict; "
+                "prepare a config.eval.dataset of more frames a person"
+            )
         result.append(Person(name, source, targets))
     return result
 
@@ -91,7 +107,9 @@ def sector_means(config: ConfigDict) -> dict[str, Float[np.ndarray, "H W 3"]]:
     size = config.data.image_size
     sums = {name: np.zeros((size, size, 3)) for name in SECTORS}
     counts = dict.fromkeys(SECTORS, 0)
-    for name in config.data.mixture:
+    for name, weight in config.data.mixture.items():
+        if weight == 0:  # as training does, which needs no such set to be there
+            continue
         data = PreparedSet(epath.Path(config.data.root) / name)
         wanted = evenly_spaced(len(data), config.eval.constant_images)
         for i in tqdm(wanted, desc=f"mean image of {name}", unit="image"):
@@ -112,6 +130,7 @@ def evaluate(workdir: epath.PathLike, step: int | None = None, data_root: str = 
     config = loaded.config
     if data_root:
         config.data.root = data_root
+    check_numbers(config, workdir)
     size = config.data.image_size
     people = read_people(
         PreparedSet(epath.Path(config.data.root) / config.eval.dataset),

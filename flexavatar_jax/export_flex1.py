@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flexavatar_jax import cli
@@ -37,19 +39,22 @@ def export_checkpoint(
     Raises:
       FileNotFoundError: no run, or no checkpoint.
       ValueError: the checkpoint is damaged, or `out` is no .safetensors file.
+      OSError: `out` cannot be written.
     """
     out = epath.Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out} must end in .safetensors")
+    cli.check_out(Path(out), create=True)
     loaded = load_model(workdir, step, encoder_network=False)
     kept = epath.Path(workdir) / UNUSED_FILE
     unused = load_file(kept) if kept.exists() else {}
     state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         save_file(state_dict, temporary)
         temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"--out {out} cannot be written ({error}); choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 

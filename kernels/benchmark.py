@@ -16,6 +16,7 @@ import json
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,20 +85,36 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}; expected 1 or more")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json {args.json}: no such folder {args.json.parent}")
+    if args.json:
+        if not args.json.parent.is_dir():
+            parser.error(f"--json {args.json}: no such folder {args.json.parent}")
+        if args.json.is_dir():
+            parser.error(f"--json {args.json}: it is a folder; give the name of a file in it")
+        try:
+            with tempfile.TemporaryFile(dir=args.json.parent):
+                pass
+        except OSError as error:
+            parser.error(f"--json {args.json}: cannot be written ({error.strerror})")
     try:
         rows = measure(args)
+        print(format_table(rows))
+        if args.json:
+            write_json(args.json, rows)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(format_table(rows))
-    if args.json:
-        partial = args.json.with_name(args.json.name + ".partial")
-        records = [{**dataclasses.asdict(row), "images_per_s": row.images_per_s} for row in rows]
-        partial.write_text(json.dumps(records, indent=1) + "\n")
-        partial.replace(args.json)
     return 0
+
+
+def write_json(path: Path, rows: list[Row]) -> None:
+    """Writes the rows under a temporary name, then renames it."""
+    partial = path.with_name(path.name + ".partial")
+    records = [{**dataclasses.asdict(row), "images_per_s": row.images_per_s} for row in rows]
+    try:
+        partial.write_text(json.dumps(records, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
@@ -106,9 +123,11 @@ def measure(args: argparse.Namespace) -> list[Row]:
     for name in args.backend or rasterizer.candidates():
         try:
             if name not in rasterizer.candidates():
-                raise RuntimeError(f"it is not made for {jax.default_backend()}")
+                raise rasterizer.BackendUnavailableError(
+                    f"it is not made for {jax.default_backend()}"
+                )
             rasterizer.choose_backend(name)
-        except RuntimeError as error:
+        except rasterizer.BackendUnavailableError as error:
             print(f"{name}: not measured: {error}", file=sys.stderr)
         else:
             contestants[name] = functools.partial(prepare_backend, backend=name)

@@ -87,14 +87,21 @@ def _add_up_to_limit(a: Array, b: Array) -> Array:
     return jnp.minimum(a + b, MAX_SLOTS)
 
 
+GUESSED_PIXELS = 56
+"""Width of a splat whose size isn't known: FLEX-1's before training, seen from a metre at 512x512,
+touch 60 tiles of 8x8 pixels on average."""
+
+
 def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, int]) -> int:
     """Slots for an image whose splats aren't known yet (under `jax.jit`).
 
-    Sixteen tiles a splat; small scenes get up to 65,536, which few huge splats may need.
+    As many tiles as a splat GUESSED_PIXELS wide may touch; small scenes get up to 65,536, which
+    few huge splats may need.
     """
     across, down = grid(width, height, tile)
     most = num_splats * across * down
-    return max(1, min(most, max(16 * num_splats, 1 << 16)))
+    touched = (GUESSED_PIXELS // tile[0] + 1) * (GUESSED_PIXELS // tile[1] + 1)
+    return max(1, min(most, max(touched * num_splats, 1 << 16)))
 
 
 def round_capacity(slots: int) -> int:

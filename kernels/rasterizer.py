@@ -124,14 +124,14 @@ def rasterize(
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
       backend: one of `BACKENDS`, or "auto" for the best that runs on JAX's default device.
       capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
-        `jax.jit` they are counted first; inside, where values aren't known, it is sixteen tiles a
-        Gaussian but at least 65,536 (or all tiles, if that is less). What did not fit is counted
-        in `Render.overflow`, never dropped silently.
+        `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians 56
+        pixels wide need, but at least 65,536 (or all tiles, if that is less). What did not fit is
+        counted in `Render.overflow`, never dropped silently.
 
     Raises:
       ValueError: shapes that don't go together, an unknown backend, or, outside of `jax.jit`
         (inside, values aren't known), NaN or infinite values: the message names the array.
-      RuntimeError: the backend asked for cannot run here.
+      BackendUnavailableError: the backend asked for cannot run here.
     """
     gaussians = {
         "means": means,
@@ -169,6 +169,10 @@ def rasterize(
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
 
 
+class BackendUnavailableError(ValueError):
+    """The backend asked for cannot run here."""
+
+
 @functools.cache
 def choose_backend(name: str) -> Backend:
     """The backend of that name; "auto" picks by JAX's default device and logs, once, which."""
@@ -183,7 +187,7 @@ def choose_backend(name: str) -> Backend:
         raise ValueError(f"backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
     found, reason = _load(name)
     if reason is not None:
-        raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+        raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
     return found
 
 

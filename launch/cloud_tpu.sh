@@ -6,8 +6,9 @@
 #   launch/cloud_tpu.sh flex1 us-west4-a \
 #       --config configs/flex1.py --workdir gs://BUCKET/flex1 --config.batch=256
 #
-# The first call installs the package from the repository in $REPOSITORY on every host. A TPU knows
-# its own hosts. Where the slice was taken away, create it again and give the same command.
+# The first call clones the repository in $REPOSITORY on every host and installs the package; where it
+# was cut short, the next one finishes. A TPU knows its own hosts. Where the slice was taken away,
+# create it again and give the same command.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -16,8 +17,14 @@ if [ $# -lt 3 ]; then
 fi
 name=$1 zone=$2
 shift 2
-install="[ -d flexavatar-jax ] || { git clone ${REPOSITORY:?set it to the git URL to install from} flexavatar-jax \
-&& python3 -m venv venv && venv/bin/pip install -q -e 'flexavatar-jax[tpu]'; }"
+repository=$(printf %q "${REPOSITORY:-}")
+# venv/installed is written last: what was cut short is done again.
+install="[ -f venv/installed ] || {
+    [ -d flexavatar-jax ] || {
+        [ -n $repository ] || { echo 'set REPOSITORY to the git URL to install from' >&2; exit 2; }
+        rm -rf unfinished && git clone $repository unfinished && mv unfinished flexavatar-jax
+    } && python3 -m venv venv && venv/bin/pip install -q -e 'flexavatar-jax[tpu]' && touch venv/installed
+}"
 train="cd flexavatar-jax && ../venv/bin/python -m flexavatar_jax.train --distributed$(printf ' %q' "$@")"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
     --command="{ $install; } && $train"

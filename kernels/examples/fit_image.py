@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -49,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{name} is {getattr(args, name)}; expected 1 or more")
     try:
         target = load_picture(args.picture, args.size)
-        parameters, _ = fit(target, args.gaussians, args.steps)
         out = args.out or args.picture.parent
-        out.mkdir(parents=True, exist_ok=True)
+        make_writable(out)
+        parameters, _ = fit(target, args.gaussians, args.steps)
         fitted = np.asarray(render(parameters, *target.shape[:2]).color)
         picture, ply = (out / (args.picture.stem + end) for end in ("_fit.png", "_fit.ply"))
         save_picture(picture, np.concatenate([target, fitted], axis=1))
@@ -62,6 +63,18 @@ def main(argv: list[str] | None = None) -> int:
     error = np.mean((np.clip(fitted, 0, 1) - target) ** 2)
     print(f"PSNR {-10 * np.log10(error):.2f} dB; wrote {picture} and {ply}")
     return 0
+
+
+def make_writable(folder: Path) -> None:
+    """Makes the folder if need be; raises `OSError` if nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out {folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
 
 
 def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
@@ -135,9 +148,13 @@ def fit(target: Float[np.ndarray, "H W 3"], num: int, steps: int) -> tuple[Param
 
 def start(num: int, height: int, width: int) -> Parameters:
     """About `num` grey discs on a grid over the image, nudged in depth so that none coincide."""
-    spacing = np.sqrt(height * width / num) / width
+    aspect = height / width
+    spacing = np.sqrt(aspect / num)
+    # At least one row and one column, however thin the picture.
+    columns = min(num, max(1, round(1 / spacing)))
+    rows = max(1, round(num / columns))
     x, y = np.meshgrid(
-        np.arange(spacing / 2, 1, spacing), np.arange(spacing / 2, height / width, spacing)
+        (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows * aspect
     )
     rng = np.random.default_rng(0)
     count = x.size

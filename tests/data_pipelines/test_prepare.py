@@ -38,6 +38,16 @@ def test_options_out_of_range_are_named(tmp_path, capsys):
     assert "16 to 512 pixels, got 8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("quality", 500, "1 to 100"), ("quality", -1, "1 to 100"), ("workers", 0, "1 or more")],
+)
+def test_quality_and_workers_out_of_range_are_named(option, value, expected, tmp_path, capsys):
+    assert main(["procedural", "--out", str(tmp_path), *TINY, f"--{option}={value}"]) == 1
+    assert f"--{option} is {value}; expected {expected}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_every_data_set_has_its_module(name):
     module = importlib.import_module(f"data_pipelines.datasets.{name}")

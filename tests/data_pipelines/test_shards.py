@@ -184,8 +184,29 @@ def test_missing_and_cut_shards_are_named_at_the_start(tmp_path):
     with pytest.raises(ValueError, match=shard.name):
         PreparedSet(tmp_path / "tiny")
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing"):
+    with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing: .* prepare it again"):
         PreparedSet(tmp_path / "tiny")
+
+
+def test_a_damaged_folder_is_not_taken_for_a_finished_one(tmp_path):
+    write_shards(TinyCaptures(), tmp_path)
+    folder = tmp_path / "tiny"
+    whole = contents(folder)
+
+    def assert_named(file: str, expected: str) -> None:
+        with pytest.raises((FileNotFoundError, ValueError), match=expected) as error:
+            write_shards(TinyCaptures(), tmp_path)
+        assert "prepare it again" in str(error.value)
+        (folder / file).write_bytes(whole[file])
+
+    shard = next(name for name in whole if "array_record" in name)
+    for file in (shard, "summary.json"):
+        (folder / file).unlink()
+        assert_named(file, f"tiny/{file} is missing")
+    for file in ("settings.json", "summary.json"):
+        (folder / file).write_bytes(whole[file][:-5])
+        assert_named(file, f"tiny/{file} is damaged")
+    write_shards(TinyCaptures(), tmp_path)
 
 
 @pytest.mark.parametrize("file", ["index.npz", "settings.json"])

@@ -66,6 +66,9 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
         (dict(out="no/such/folder/film.mp4"), "no/such/folder"),
         (dict(workdir="nowhere"), "nowhere"),
         (dict(driving="no/performance"), "no/performance"),
+        (dict(size=-4), "--size is -4; expected 1 or more"),
+        (dict(size=0), "--size is 0; expected 1 or more"),
+        (dict(frames=0), "--frames is 0; expected 1 or more"),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(change, expected, shared_dir, tmp_path, capsys):
@@ -83,6 +86,30 @@ def test_mistakes_are_named_in_one_sentence(change, expected, shared_dir, tmp_pa
     assert message.count("\n") == 1
     assert expected in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_portrait_is_the_file_that_was_given(shared_dir):
+    """Tracking goes by the name: that of NAME.jpg is not taken for any NAME."""
+    given = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
+    assert avatar.find_portrait(str(given)).image.shape == (512, 512, 3)
+    with pytest.raises(FileNotFoundError, match=r"--portrait .*marble_sculpture.png: no such file"):
+        avatar.find_portrait(str(given.with_suffix(".png")))
+
+
+def test_two_pictures_of_a_name_are_not_taken_for_each_other(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    for suffix in (".jpg", ".png"):
+        (tmp_path / "inputs" / f"me{suffix}").touch()
+    with pytest.raises(ValueError, match=r"belongs to .*inputs/me.jpg"):
+        avatar.find_portrait(str(tmp_path / "inputs" / "me.png"))
+
+
+def test_weights_for_which_the_model_has_no_use_are_named(run, shared_dir, tmp_path, capsys):
+    portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
+    command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--dinov2", "no.file"]
+    with pytest.raises(SystemExit, match="1"):
+        avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
+    assert "error: --dinov2 no.file: the model of" in capsys.readouterr().err
 
 
 def test_a_portrait_without_tracking_is_named(run, shared_dir, tmp_path, capsys):

@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from flexavatar_jax import cli
 
 MISTAKES = {
     "a config field that does not exist": (
@@ -47,3 +51,53 @@ def test_training_names_the_mistake_in_one_sentence(mistake, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert expected.format(tmp=tmp_path) in errors[0]
+
+
+CONFIG_MISTAKES = {
+    "no such file": (["--config", "{tmp}/none.py"], "no config file {tmp}/none.py; configs/"),
+    "no such file, after =": (["--config={tmp}/none.py"], "no config file {tmp}/none.py; configs/"),
+    "no such file, which has an argument": (["--config={tmp}/none.py:big"], "{tmp}/none.py; "),
+    "a file of another kind": (["--config", "README.md"], "README.md is not a Python config file"),
+    "a file that is not Python": (["--config={tmp}/broken.py"], "line 2 of {tmp}/broken.py is not"),
+    "a field that does not exist": (
+        ["--config=configs/demo.py", "--config.nofield=3"],
+        "the config has no field nofield",
+    ),
+    "a field that is spelt wrong": (
+        ["--config=configs/demo.py", "--config.model.widht=3"],
+        'the config has no field widht. Did you mean "width"',
+    ),
+    "no file at all": (["--config"], "Missing value for flag --config"),
+}
+
+
+@pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
+def test_what_is_wrong_with_a_config_is_said_in_one_sentence(
+    mistake, tmp_path, capsys, monkeypatch
+):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    (tmp_path / "broken.py").write_text("def get_config():\n    return {\n")
+    arguments, expected = CONFIG_MISTAKES[mistake]
+    # ml_collections looks for overrides there.
+    monkeypatch.setattr(sys, "argv", ["train", *(a.format(tmp=tmp_path) for a in arguments)])
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse_flags(sys.argv)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert expected.format(tmp=tmp_path) in message
+
+
+def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    cli.check_out(tmp_path / "new.txt")
+    cli.check_out(tmp_path / "new" / "new.txt", create=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        cli.check_out(tmp_path / "none" / "new.txt")
+    with pytest.raises(OSError, match=r"--out .* is a folder"):
+        cli.check_out(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--out .*file/new.txt cannot be written \("):
+        cli.check_out(tmp_path / "file" / "new.txt", create=True)

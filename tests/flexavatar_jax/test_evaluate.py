@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from data_pipelines import cameras
-from flexavatar_jax.evaluate import evaluate, evenly_spaced, sector, sector_means
+from flexavatar_jax.evaluate import (
+    check_numbers,
+    evaluate,
+    evenly_spaced,
+    sector,
+    sector_means,
+)
 from flexavatar_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,6 +40,21 @@ def test_the_constant_of_a_sector_is_its_mean_image(tiny_config):
         assert mean[16, 16].max() < 0.9
     # Faces are lighter than the backs of heads.
     assert not np.allclose(means["front"], means["back"], atol=0.02)
+
+
+def test_sets_that_training_ignores_are_not_asked_for(tiny_config):
+    tiny_config.data.mixture.nowhere = 0.0
+    assert set(sector_means(tiny_config)) == {"front", "side", "back"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("people", 0), ("images_per_person", 1), ("constant_images", 0)]
+)
+def test_an_evaluation_of_nothing_is_named(field, value, tiny_config):
+    check_numbers(tiny_config, "run")
+    tiny_config.eval[field] = value
+    with pytest.raises(ValueError, match=f"config.eval.{field} is {value}; .* run/config.json"):
+        check_numbers(tiny_config, "run")
 
 
 def test_a_run_is_evaluated_into_metrics_and_a_report(tiny_config, tmp_path):

@@ -59,6 +59,7 @@ def test_the_command_names_what_is_wrong(run, tmp_path, capsys):
     for arguments, sentence in (
         ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "b.safetensors")], "nowhere"),
         ([str(run.out), "--out", str(tmp_path / "b.pt")], "must end in .safetensors"),
+        ([str(run.out), "--out", "/proc/b.safetensors"], "--out /proc/b.safetensors cannot be"),
     ):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)

@@ -161,6 +161,53 @@ def test_cloud_tpu_runs_the_same_command_on_all_hosts(tmp_path):
     assert r"flexavatar_jax.train --distributed --workdir=gs://b/a\ run" in remote
 
 
+def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
+    """On a host whose `git`, `python3` and `pip` only leave traces."""
+    commands, host = tmp_path / "commands", tmp_path / "host"
+    programs = {
+        "gcloud": 'for a; do case "$a" in --command=*) exec bash -c "${a#--command=}"; esac; done',
+        "git": 'mkdir "$3"; echo clone "$2" >> log',
+        "python3": "mkdir -p venv/bin; cp ../commands/pip ../commands/python venv/bin",
+        "pip": "echo install >> log; [ ! -e broken ]",
+        "python": "echo train >> ../log",
+    }
+    commands.mkdir()
+    host.mkdir()
+    for name, body in programs.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+
+    def launch(repository: str | None) -> tuple[int, list[str]]:
+        env = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"}
+        env = env | {"REPOSITORY": repository} if repository else env
+        command = [LAUNCH / "cloud_tpu.sh", "flex1", "us-west4-a", "--workdir=run"]
+        (host / "log").write_text("")
+        done = subprocess.run(command, env=env, cwd=host, stderr=subprocess.DEVNULL)
+        return done.returncode, (host / "log").read_text().splitlines()
+
+    assert launch(repository=None) == (2, [])
+    (host / "broken").touch()
+    assert launch("https://example.org/a b.git") == (
+        1,
+        ["clone https://example.org/a b.git", "install"],
+    )
+    (host / "broken").unlink()
+    assert launch(repository=None) == (0, ["install", "train"])
+    assert launch(repository=None) == (0, ["train"])
+
+
+def test_gke_gives_up_on_wrong_arguments_alone():
+    spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+    pod = job["template"]["spec"]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert pod["restartPolicy"] == "Never"  # Kubernetes takes a podFailurePolicy with no other
+
+
 def test_gke_starts_a_process_on_each_host_of_the_topology():
     jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
     (job,) = jobset["spec"]["replicatedJobs"]

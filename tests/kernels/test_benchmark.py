@@ -75,12 +75,20 @@ def test_scenes_that_do_not_exist_are_an_error_in_a_sentence(scene, message, cap
     [
         (["--images", "0"], "--images is 0; expected 1 or more"),
         (["--json", "gone/rows.json"], "--json gone/rows.json: no such folder gone"),
+        (["--json", "/proc/rows.json"], "--json /proc/rows.json: cannot be written ("),
+        (["--json", "/proc"], "--json /proc: it is a folder"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_written_in_the_end_are_an_error_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "rows.json").mkdir()
+    with pytest.raises(OSError, match=r"--json .*rows.json: cannot be written \("):
+        benchmark.write_json(tmp_path / "rows.json", [])
 
 
 def test_backends_for_other_devices_are_named_and_not_measured(monkeypatch, capsys):

@@ -51,6 +51,20 @@ def test_pictures_are_upright_and_on_white(tmp_path):
     np.testing.assert_allclose(fit_image.load_picture(tmp_path / "grey.png", 8), 0.2)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 256), (256, 1), (30, 40)])
+def test_thin_pictures_too_start_with_about_as_many_gaussians_as_asked_for(height, width):
+    means = np.asarray(fit_image.start(10, height, width)["means"])
+    assert 8 <= len(means) <= 12
+    assert (means[:, :2] > 0).all()
+    assert (means[:, :2] < [1, height / width]).all()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_fit(picture, capsys, monkeypatch):
+    monkeypatch.setattr(fit_image, "fit", None)
+    assert fit_image.main([str(picture), "--out", "/proc/fits"]) == 1
+    assert capsys.readouterr().err.startswith("error: --out /proc/fits: cannot be written to (")
+
+
 def test_what_is_not_a_picture_is_an_error_in_a_sentence(picture, tmp_path, capsys, monkeypatch):
     def error_of(path, *arguments):
         assert fit_image.main([str(path), *arguments]) == 1
