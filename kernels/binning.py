@@ -11,6 +11,7 @@ image; the tiles of boxes that did not fit are the `overflow` that is returned.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, 
     """
     across, down = grid(width, height, tile)
     most = num_splats * across * down
-    touched = (GUESSED_PIXELS // tile[0] + 1) * (GUESSED_PIXELS // tile[1] + 1)
+    touched = math.prod(math.ceil(GUESSED_PIXELS / side) + 1 for side in tile)
     return max(1, min(most, max(touched * num_splats, 1 << 16)))
 
 
