@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+
+from kernels.writable import make_writable
 
 USER_ERRORS = (ValueError, OSError)
 """What the package raises with a sentence for its user: wrong values, missing or broken files."""
@@ -82,10 +83,7 @@ def check_out(out: Path, *, create: bool = False) -> None:
     if out.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; give the name of a file in it")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not say it all: root has every one, and file systems may be read-only.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable(folder)
     except OSError as error:
         raise OSError(
             f"--out {out} cannot be written ({error.strerror}); choose another folder"

@@ -60,6 +60,11 @@ class Memory(NamedTuple):
         return self.total <= self.limit
 
 
+def chip_name(topology: str) -> str:
+    """Which of `tpu_costs.CHIPS` a topology such as "v5e:16x16" is made of."""
+    return topology.split(":")[0]
+
+
 class OutOfMemoryError(ValueError):
     """The step does not fit a chip."""
 
@@ -77,8 +82,6 @@ class Report:
     collectives: list[Collective]
     seconds: dict[str, float]
     """Predicted for each part of a step, as if one followed the other."""
-    peak: float
-    """A chip's bfloat16 operations a second."""
 
     @property
     def step_seconds(self) -> float:
@@ -87,7 +90,8 @@ class Report:
     @property
     def utilisation(self) -> float:
         """Model FLOPs utilisation (MFU)."""
-        return self.flops.total * self.batch / self.chips / self.step_seconds / self.peak
+        peak = self.chips * tpu_costs.CHIPS[chip_name(self.topology)].bfloat16
+        return self.flops.total * self.batch / self.step_seconds / peak
 
     @property
     def interconnect_bytes(self) -> float:
@@ -103,7 +107,7 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for TPUs needs libtpu; install it: pip install libtpu")
-    if topology.split(":")[0] not in LINK:
+    if chip_name(topology) not in LINK:
         raise ValueError(f"--topology {topology} is not known; give one like {NAMES}")
     try:
         devices = tpu_costs.topology_devices(topology)
@@ -169,7 +173,6 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
         frozen_shapes(config),
     )
     batch = abstract_batch(config, mesh)
-    chip = tpu_costs.CHIPS[topology.split(":")[0]]
     step = program.jitted_step(perceptual=perceptual).lower(program.abstract_state, frozen, batch)
     try:
         compiled = step.compile()
@@ -193,12 +196,11 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
             - analysis.alias_size_in_bytes,
             analysis.temp_size_in_bytes,
             analysis.generated_code_size_in_bytes,
-            chip.memory,
+            tpu_costs.CHIPS[chip_name(topology)].memory,
         ),
         flops=flops,
         collectives=moved,
-        seconds=predict(config, topology.split(":")[0], mesh, hlo, moved),
-        peak=chip.bfloat16,
+        seconds=predict(config, chip_name(topology), mesh, hlo, moved),
     )
 
 

@@ -131,11 +131,9 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     """
     if known := _TRIPS.search(line):
         return int(known[1])
-    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
-    constants = dict(
-        re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
-    )
-    root = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", "\n".join(condition))
+    condition = "\n".join(bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], []))
+    constants = dict(re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", condition))
+    root = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", condition)
     return int(constants.get(root[1], 1)) if root else 1
 
 

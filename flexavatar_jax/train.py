@@ -155,11 +155,8 @@ def compile_step(
 def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """This host's share of a batch (`batch_share`) as global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
-    _, shares = batch_share(mesh)
     return {
-        name: jax.make_array_from_process_local_data(
-            sharding, np.asarray(value), (shares * len(value), *value.shape[1:])
-        )
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }
 

@@ -55,12 +55,16 @@ class StyleConv(nnx.Module):
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
+def _convolution(x: Array, kernel: Array, padding: Padding) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[Array, "B h w i"], kernel: Float[Array, "k l i o"], padding: Padding
 ) -> Float[Array, "B H W o"]:
     """An ordinary convolution (cross-correlation) with zeros before and after rows and columns."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+    return _convolution(x, kernel, padding)
 
 
 def _convolve_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
@@ -92,14 +96,7 @@ def _kernel_gradient(
 ) -> Float[Array, "k l i o"]:
     """As JAX derives it: a convolution whose window is the map, which accelerators are good at."""
     kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
-    forward = functools.partial(
-        jax.lax.conv_general_dilated,
-        x,
-        window_strides=(1, 1),
-        padding=padding,
-        dimension_numbers=_DIMENSIONS,
-    )
-    return jax.linear_transpose(forward, kernel)(dy)[0]
+    return jax.linear_transpose(lambda kernel: _convolution(x, kernel, padding), kernel)(dy)[0]
 
 
 def _kernel_gradient_by_taps(

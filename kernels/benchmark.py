@@ -16,7 +16,6 @@ import json
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from kernels import binning, peers, rasterizer, scenes
 from kernels.ply import read_ply
 from kernels.scenes import Scene
+from kernels.writable import make_writable
 
 FORWARD_OPERATIONS = 22
 """For a splat at a pixel, besides two for each channel: 9 for sigma, 6 for the exponential, 7 for
@@ -91,8 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json.is_dir():
             parser.error(f"--json {args.json}: it is a folder; give the name of a file in it")
         try:
-            with tempfile.TemporaryFile(dir=args.json.parent):
-                pass
+            make_writable(args.json.parent)
         except OSError as error:
             parser.error(f"--json {args.json}: cannot be written ({error.strerror})")
     try:

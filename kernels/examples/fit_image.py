@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from kernels import Render, rasterize
 from kernels.ply import Gaussians, write_ply
+from kernels.writable import make_writable
 
 DEPTH = 2.0
 """Distance of the Gaussians from the camera."""
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         target = load_picture(args.picture, args.size)
         out = args.out or args.picture.parent
-        make_writable(out)
+        check_out(out)
         parameters, _ = fit(target, args.gaussians, args.steps)
         fitted = np.asarray(render(parameters, *target.shape[:2]).color)
         picture, ply = (out / (args.picture.stem + end) for end in ("_fit.png", "_fit.ply"))
@@ -65,12 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_writable(folder: Path) -> None:
-    """Makes the folder if need be; raises `OSError` if nothing can be written to it."""
+def check_out(folder: Path) -> None:
+    """Makes the folder of --out if need be; raises `OSError` if nothing can be written to it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable(folder)
     except OSError as error:
         raise OSError(
             f"--out {folder}: cannot be written to ({error.strerror}); choose another folder"
