@@ -24,6 +24,7 @@ REQUIREMENTS = [
     "numpy>=1.26",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11.33",
+    "packaging>=23.2",
     "pillow>=11.3",  # reads AVIF
     "safetensors>=0.4.5",
     "scipy>=1.13",
@@ -38,7 +39,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "test": [
         "hypothesis>=6.100",
-        "libtpu>=0.0.30",
+        "jax[tpu]>=0.10",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

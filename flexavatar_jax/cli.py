@@ -17,8 +17,9 @@ from absl import app, flags, logging
 
 from kernels.writable import make_writable
 
-USER_ERRORS = (ValueError, OSError)
-"""What the package raises with a sentence for its user: wrong values, missing or broken files."""
+USER_ERRORS = (ValueError, OSError, ImportError)
+"""What the package raises with a sentence for its user: wrong values, missing or broken files,
+missing packages."""
 
 
 def fail(error: Exception, status: int = 1) -> NoReturn:

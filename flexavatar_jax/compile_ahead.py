@@ -3,17 +3,16 @@
     python -m flexavatar_jax.compile_ahead --config configs/flex1.py --topology v5e:16x16 \\
         --config.batch=256
 
-runs the real TPU compiler (PyPI's `libtpu`, no TPU needed) on the whole step of `train_step.py`,
-frozen networks and Pallas kernels included, for every chip of the topology. What doesn't fit a
-chip's memory fails here, not on the pod. Memory, collectives and cycles are the compiler's; it puts
-no cycles to collectives and Pallas kernels, whose times follow from published rates. A prediction,
-not a measurement.
+runs the real TPU compiler (`pip install "jax[tpu]"`, no TPU needed) on the whole step of
+`train_step.py`, frozen networks and Pallas kernels included, for every chip of the topology. What
+doesn't fit a chip's memory fails here, not on the pod. Memory, collectives and cycles are the
+compiler's; it puts no cycles to collectives and Pallas kernels, whose times follow from published
+rates. A prediction, not a measurement.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from typing import NamedTuple
 
@@ -103,10 +102,9 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     """The mesh that `config.mesh` asks for, over the devices of a TPU topology that isn't here.
 
     Raises:
-      ValueError: libtpu isn't installed, or knows no such topology.
+      ImportError: the libtpu that goes with this JAX isn't installed.
+      ValueError: libtpu knows no such topology.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for TPUs needs libtpu; install it: pip install libtpu")
     if chip_name(topology) not in LINK:
         raise ValueError(f"--topology {topology} is not known; give one like {NAMES}")
     try:
@@ -155,7 +153,8 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
       perceptual: compile the step with DINO and SAM in the loss.
 
     Raises:
-      ValueError: no libtpu, an unknown topology, or a batch that the mesh cannot split.
+      ImportError: the libtpu that goes with this JAX isn't installed.
+      ValueError: an unknown topology, or a batch that the mesh cannot split.
       OutOfMemoryError: the step does not fit a chip; says by how much and what to change.
     """
     mesh = topology_mesh(config, topology)

@@ -8,9 +8,13 @@ mesh. The design follows the logical axis rules of MaxText and T5X.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -26,13 +30,17 @@ RULES: dict[str | None, str | None] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A (data, fsdp, tensor) mesh over all devices, or over `devices`.
 
-    One size may be -1: it takes what the others leave.
+    One size may be -1: it takes what the others leave. Between slices of devices, which are GPU
+    nodes or TPU slices, the network is slower than within: `data` goes over it as far as it can,
+    then `fsdp`.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or need slices split.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -48,7 +56,28 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             f"config.mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit "
             f"{len(devices)} devices; the sizes must multiply to that number (-1: what is left)"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_lay_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _lay_out(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices where neighbours in the mesh are neighbours in the network.
+
+    `jax.make_mesh` does that for one slice, and of TPUs only where no axis of the torus is split.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    over_data = math.gcd(shape[0], slices)
+    across = (over_data, slices // over_data, 1)
+    if shape[1] % across[1]:
+        raise ValueError(
+            f"config.mesh (data, fsdp, tensor) = {shape} does not fit {len(devices)} devices in "
+            f"{slices} nodes or slices: data times fsdp must be a multiple of {slices}"
+        )
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within = tuple(size // parts for size, parts in zip(shape, across, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 def parameter_spec(mesh: Mesh, variable: nnx.Variable) -> PartitionSpec:

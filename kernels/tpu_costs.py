@@ -12,13 +12,14 @@ from the shapes in `tpu_lists` and `tpu_composite`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
+from importlib import metadata
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from packaging.requirements import Requirement
 from tqdm import tqdm
 
 from kernels import binning, rasterizer, scenes
@@ -248,11 +249,9 @@ def compile_ahead(
       gradient: compile the gradient of a loss in every input, forward pass included.
 
     Raises:
-      ModuleNotFoundError: libtpu isn't installed.
+      ImportError: the libtpu that goes with this JAX isn't installed.
       jax.errors.JaxRuntimeError: it doesn't compile, or doesn't fit the chip's memory.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError("compiling for TPUs needs libtpu: pip install libtpu")
     slice_ = topology_devices(CHIPS[chip].topology)
     mesh = jax.sharding.Mesh(np.array(slice_[:devices]), ("data",))
     by_image = jax.sharding.PartitionSpec("data")
@@ -278,13 +277,15 @@ def compile_ahead(
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """Devices of a TPU topology, such as "v5e:4x4", that isn't here: to compile for. Needs libtpu.
+    """Devices of a TPU topology, such as "v5e:4x4", that isn't here: to compile for.
 
     Raises:
+      ImportError: the libtpu that goes with this JAX isn't installed.
       jax.errors.JaxRuntimeError, ValueError: libtpu knows no such topology.
     """
     from jax.experimental import topologies
 
+    check_libtpu()
     chip = topology.split(":")[0]
     # There is no TPU here to ask.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -294,6 +295,27 @@ def topology_devices(topology: str) -> list[jax.Device]:
     # A v4's two cores are one device, as JAX has it on a real one.
     options = {"chip_config_name": "megacore"} if chip == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+
+
+def check_libtpu() -> None:
+    """Holds libtpu to the version that this JAX was released with.
+
+    What another one compiles, JAX may not be able to read.
+
+    Raises:
+      ImportError: it is not installed, or another version.
+    """
+    how = "install the one of this JAX: pip install 'jax[tpu]'"
+    required = {r.name: r.specifier for r in map(Requirement, metadata.requires("jax"))}
+    wanted = required["libtpu"]
+    try:
+        found = metadata.version("libtpu")
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(f"compiling for TPUs needs libtpu; {how}") from error
+    if not wanted.contains(found):
+        raise ImportError(
+            f"JAX {jax.__version__} compiles for TPUs with libtpu{wanted}, not {found}; {how}"
+        )
 
 
 def main() -> None:

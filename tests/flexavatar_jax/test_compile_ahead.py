@@ -99,7 +99,8 @@ def test_an_unknown_topology_is_named_in_one_sentence():
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_the_demo_compiles_for_a_pod():
-    done = compile_ahead("--topology=v5e:4x4", "--config.mesh.fsdp=4")
+    # Eight chips are no whole axis of the torus.
+    done = compile_ahead("--topology=v6e:4x4", "--config.mesh.fsdp=8")
     assert done.returncode == 0, done.stderr
     for expected in ("16 chips", "memory a chip", "TFLOP a step", "predicted step", "examples/s"):
         assert expected in done.stdout

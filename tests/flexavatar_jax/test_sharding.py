@@ -1,5 +1,6 @@
 """The mesh, and where parameters live on it."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -29,6 +30,42 @@ def test_minus_one_takes_the_devices_that_are_left():
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(ValueError, match=r"config\.mesh"):
         make_mesh(devices=jax.devices()[:1], **sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPU:
+    """A device as JAX shows those of several GPU nodes: each node is a slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+def gpu_nodes(nodes, gpus):
+    return [GPU(i, i // gpus) for i in range(nodes * gpus)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crossing"),
+    [
+        (dict(), {"data"}),
+        (dict(data=4, fsdp=4), {"data"}),
+        (dict(data=1, fsdp=16), {"fsdp"}),
+        (dict(data=1, fsdp=2, tensor=8), {"fsdp"}),
+    ],
+)
+def test_one_axis_crosses_nodes_and_the_tensor_axis_never(sizes, crossing):
+    mesh = make_mesh(devices=gpu_nodes(2, 8), **sizes)
+    node = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    axes = zip(mesh.axis_names, range(3), strict=True)
+    assert {name for name, axis in axes if np.ptp(node, axis=axis).any()} == crossing
+    assert len({device.id for device in mesh.devices.flat}) == 16
+
+
+def test_a_tensor_axis_across_nodes_is_refused():
+    with pytest.raises(ValueError, match="16 devices in 2 nodes or slices: data times fsdp must"):
+        make_mesh(data=1, tensor=16, devices=gpu_nodes(2, 8))
 
 
 def test_wide_dimensions_go_to_tensor_and_embeddings_to_fsdp():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -147,10 +148,22 @@ def test_predictions_grow_with_the_scene():
         assert 0 < small.forward_ms < large.forward_ms < large.forward_backward_ms
 
 
+@pytest.mark.parametrize("found", ["0.0.1", None])
+def test_compiling_needs_the_libtpu_of_this_jax(monkeypatch, found):
+    def version(package):
+        if found is None:
+            raise metadata.PackageNotFoundError(package)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ImportError, match=r"libtpu.*pip install 'jax\[tpu\]'"):
+        tpu_costs.compile_ahead("v5e", 1)
+
+
 def compiled_bytes(chip: str, images: int, **options) -> int:
     """Memory that `tpu_costs.compile_ahead` says is needed; in a process that libtpu stays in."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install libtpu compiles for TPUs without one")
+        pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
     program = (
         "import json, sys; from kernels import tpu_costs\n"
         "options = json.loads(sys.argv[1])\n"
