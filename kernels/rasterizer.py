@@ -24,11 +24,13 @@ outputs must be made to vary as the inputs do (`jax.typeof(x).manual_axis_type`)
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -173,14 +175,40 @@ class BackendUnavailableError(ValueError):
     """The backend asked for cannot run here."""
 
 
-@functools.cache
+_ahead_for = contextvars.ContextVar("platform that is compiled for ahead", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within, backends are chosen for that platform ("tpu"), of which no device need be here.
+
+    What is traced within can be lowered and compiled for such devices, not run.
+    """
+    token = _ahead_for.set(platform)
+    try:
+        yield
+    finally:
+        _ahead_for.reset(token)
+
+
+def platform() -> str:
+    """That of JAX's default device, "cpu", "tpu" or "gpu", or what `compiling_for` says."""
+    name = _ahead_for.get() or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def choose_backend(name: str) -> Backend:
     """The backend of that name; "auto" picks by JAX's default device and logs, once, which."""
+    return _choose_backend(name, platform())
+
+
+@functools.cache
+def _choose_backend(name: str, platform: str) -> Backend:
     if name == "auto":
         for candidate in candidates():
             found, reason = _load(candidate)
             if reason is None:
-                log.info("rasterize: backend %s on %s", candidate, jax.default_backend())
+                log.info("rasterize: backend %s on %s", candidate, platform)
                 return found
             log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
     if name not in BACKENDS:
@@ -192,10 +220,8 @@ def choose_backend(name: str) -> Backend:
 
 
 def candidates() -> tuple[str, ...]:
-    """The backends made for JAX's default device, best first; perhaps with something to install."""
-    platform = jax.default_backend()
-    platform = "gpu" if platform in ("cuda", "rocm") else platform
-    return PREFERENCE.get(platform, ("xla",))
+    """The backends made for this `platform`, best first; perhaps with something to install."""
+    return PREFERENCE.get(platform(), ("xla",))
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:
@@ -209,10 +235,9 @@ def _load(name: str) -> tuple[Backend | None, str | None]:
 
 def missing_nvidia_gpu() -> str | None:
     """Why JAX's default device isn't an NVIDIA GPU of the last generations, or None if it is."""
-    platform = jax.default_backend()
-    if platform not in ("gpu", "cuda"):
+    if platform() != "gpu":
         return (
-            f"it needs an NVIDIA GPU and JAX's default device is {platform}; "
+            f"it needs an NVIDIA GPU and JAX's default device is {platform()}; "
             "with a GPU, `pip install 'jax[cuda12]'`"
         )
     gpu = jax.devices()[0]

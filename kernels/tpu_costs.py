@@ -271,7 +271,9 @@ def compile_ahead(
         return jnp.sum(out.color**2) + jnp.sum(out.alpha**2) + jnp.sum(out.depth**2)
 
     function = jax.grad(loss, argnums=tuple(range(len(inputs)))) if gradient else render
-    return jax.jit(function).lower(*inputs).compile()
+    with rasterizer.compiling_for("tpu"):
+        lowered = jax.jit(function).lower(*inputs)
+    return lowered.compile()
 
 
 def topology_devices(topology: str) -> list[jax.Device]:

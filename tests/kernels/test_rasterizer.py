@@ -180,7 +180,7 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
         "_load",
         lambda name: (rasterizer.Backend, None) if name == "xla" else (None, f"no {name}"),
     )
-    rasterizer.choose_backend.cache_clear()
+    rasterizer._choose_backend.cache_clear()
     try:
         with caplog.at_level("INFO", logger="kernels.rasterizer"):
             for _ in range(3):
@@ -191,4 +191,4 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
             "rasterize: backend xla on gpu",
         ]
     finally:
-        rasterizer.choose_backend.cache_clear()
+        rasterizer._choose_backend.cache_clear()
