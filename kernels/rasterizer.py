@@ -30,6 +30,7 @@ import functools
 import importlib
 import logging
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -131,10 +132,12 @@ def rasterize(
         counted in `Render.overflow`, never dropped silently.
 
     Raises:
-      ValueError: shapes that don't go together, an unknown backend, or, outside of `jax.jit`
-        (inside, values aren't known), NaN or infinite values: the message names the array.
+      ValueError: shapes that don't go together, sizes that aren't integers of 1 or more, an unknown
+        backend, or, outside of `jax.jit` (inside, values aren't known), NaN or infinite values: the
+        message names the array.
       BackendUnavailableError: the backend asked for cannot run here.
     """
+    _check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
     gaussians = {
         "means": means,
         "quats": quats,
@@ -248,6 +251,17 @@ def missing_nvidia_gpu() -> str | None:
             f"that of {gpu.device_kind} is {capability}"
         )
     return None
+
+
+def _check_sizes(**sizes: int) -> None:
+    """Raises ValueError naming the sizes that are not whole numbers of 1 or more."""
+    wrong = [
+        f"{name} is {value!r}"
+        for name, value in sizes.items()
+        if not isinstance(value, numbers.Integral) or value < 1
+    ]
+    if wrong:
+        raise ValueError(f"{' and '.join(wrong)}; expected integers of 1 or more")
 
 
 def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
