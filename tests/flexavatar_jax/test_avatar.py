@@ -104,6 +104,7 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
         (dict(driving="no/performance"), "no/performance"),
         (dict(size=-4), "--size is -4; expected 1 or more"),
         (dict(size=0), "--size is 0; expected 1 or more"),
+        (dict(backend="metal"), "backend is 'metal'; expected 'auto' or one of"),
         (dict(frames=0), "--frames is 0; expected 1 or more"),
     ],
 )
