@@ -201,7 +201,10 @@ def platform() -> str:
 
 
 def choose_backend(name: str) -> Backend:
-    """The backend of that name; "auto" picks by JAX's default device and logs, once, which."""
+    """The backend of that name; "auto" picks by JAX's default device.
+
+    It logs, once, what it takes (INFO) and what would be better but cannot run (WARNING).
+    """
     return _choose_backend(name, platform())
 
 
