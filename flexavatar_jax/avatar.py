@@ -23,6 +23,7 @@ from flexavatar_jax import cli
 from flexavatar_jax.animation import write_animation
 from flexavatar_jax.checkpoints import load_model, read_config
 from flexavatar_jax.inference import Animator, orbit_cameras
+from kernels.rasterizer import choose_backend
 
 FRAMES_PER_SECOND = 24
 
@@ -55,6 +56,7 @@ def render_avatar(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option} is {value}; expected 1 or more")
+    choose_backend(args.backend)
     portrait = find_portrait(args.portrait)
     driving = read_driving(args.driving) if args.driving else None
     if args.dinov2 and not read_config(args.workdir).model.dino:

@@ -173,7 +173,11 @@ def check(shared: Path, case: Path | None, salt: str) -> bool:
     results = []
     outputs = len(reference.model) - len(("cam2flame", "K", "expr", "features"))
     outputs += len(reference.frozen)
-    with tqdm(total=outputs, desc="comparing", unit="output", disable=None) as bar:
+    with (
+        # Left to themselves, accelerators round the factors of products to bfloat16 or TF32.
+        jax.default_matmul_precision("highest"),
+        tqdm(total=outputs, desc="comparing", unit="output", disable=None) as bar,
+    ):
         for part in (
             check_model(published, reference, salt),
             check_frozen_networks(reference, salt),

@@ -30,7 +30,7 @@ from flexavatar_jax.head_template import load_template
 from flexavatar_jax.hlo import Collective, collectives, estimated_cycles
 from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
 from flexavatar_jax.train_step import SCOPES, TrainProgram
-from kernels import scenes, tpu_costs
+from kernels import rasterizer, scenes, tpu_costs
 
 LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
 """Bytes a second of one link of the interconnect in one direction (Austin et al., How to Scale Your
@@ -172,7 +172,9 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
         frozen_shapes(config),
     )
     batch = abstract_batch(config, mesh)
-    step = program.jitted_step(perceptual=perceptual).lower(program.abstract_state, frozen, batch)
+    step = program.jitted_step(perceptual=perceptual)
+    with rasterizer.compiling_for("tpu"):
+        step = step.lower(program.abstract_state, frozen, batch)
     try:
         compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:

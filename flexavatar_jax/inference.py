@@ -67,13 +67,20 @@ class Animator:
           progress: wraps the iterable of chunks, such as `tqdm`.
 
         Raises:
-          ValueError: an expression code of another length.
+          ValueError: an expression code of another length, not a camera for each, or Gaussians that
+            found no room in an image.
         """
         expressions = np.asarray(expressions, np.float32)
         if expressions.ndim != 2 or expressions.shape[1] != EXPRESSION_SIZE:
             raise ValueError(
                 f"expression codes must be [E, {EXPRESSION_SIZE}] (FLAME: exp, eyes, eyelids, "
                 f"neck, jaw, R, t), not {list(expressions.shape)}"
+            )
+        counts = len(expressions), len(cam2head), len(K)
+        if len(set(counts)) > 1:
+            raise ValueError(
+                "there are {} expressions, {} cam2head and {} K; give one of each for every "
+                "image".format(*counts)
             )
         images = []
         for start in progress(range(0, len(expressions), self._chunk)):
@@ -82,7 +89,7 @@ class Animator:
             count = len(inputs[0])
             inputs = [np.take(x, np.arange(self._chunk), axis=0, mode="clip") for x in inputs]
             gaussians = _decode(self._graph, self._state, code, inputs[0], source)
-            # Not under jit: the rasterizer then counts the room it needs, and nothing overflows.
+            # Not under jit: the rasterizer then counts the room that it needs.
             out = render(
                 gaussians,
                 *inputs[1:],
@@ -90,6 +97,12 @@ class Animator:
                 size=size or self.image_size,
                 backend=self._backend,
             )
+            if missing := int(jnp.sum(out.overflow[:count])):
+                raise ValueError(
+                    f"images {start} to {start + count - 1} lack {missing} intersections of "
+                    "Gaussians with tiles, though room was counted for all; render smaller images "
+                    "or try backend='xla'"
+                )
             images.append(np.clip(np.asarray(out.color)[:count], 0, 1))
         return np.concatenate(images)
 

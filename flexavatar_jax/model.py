@@ -20,7 +20,9 @@ from flexavatar_jax.upsampler import Upsampler
 class FlexAvatar(nnx.Module):
     """The model, at any size `config.model` asks for.
 
-    Transformers compute in `config.dtype`; upsampler, Gaussians and all parameters are float32.
+    Transformers compute in `config.dtype`; upsampler, Gaussians and all parameters are float32. On
+    accelerators the products of float32 arrays round their factors (`upsampler.py`) unless
+    `jax_default_matmul_precision` is "highest"; those of rays and Gaussians never do.
     Every array of its state is an `nnx.Param` that training changes; what follows from the
     template is static.
     """

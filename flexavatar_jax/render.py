@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from flexavatar_jax.gaussians import Gaussians
@@ -15,7 +16,7 @@ SH_C0 = 0.28209479
 def head2cam(cam2head: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
     """Inverse of a rigid camera-to-head transform."""
     R = jnp.swapaxes(cam2head[..., :3, :3], -1, -2)
-    t = -jnp.einsum("...ij,...j->...i", R, cam2head[..., :3, 3])
+    t = -jnp.einsum("...ij,...j->...i", R, cam2head[..., :3, 3], precision=lax.Precision.HIGHEST)
     top = jnp.concatenate([R, t[..., None]], axis=-1)
     bottom = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0], top.dtype), (*t.shape[:-1], 1, 4))
     return jnp.concatenate([top, bottom], axis=-2)

@@ -1,7 +1,9 @@
 """UV feature maps to twice their side a block: StyleGAN2 convolutions and a pixel-shuffled skip.
 
 The layers are StyleGAN2's (Karras et al., arXiv 1912.04958) with a style that depends on nothing:
-one learned scale an input channel. Everything is float32, channels last.
+one learned scale an input channel. Arrays are float32, channels last. Convolutions and products run
+at the backend's default precision, for speed: TPUs round their factors to bfloat16, NVIDIA GPUs to
+TF32, and sums are float32; `jax_default_matmul_precision` = "highest" is float32 throughout.
 """
 
 from __future__ import annotations

@@ -230,12 +230,13 @@ def count_work(scene: Scene, size: int) -> tuple[float, float]:
     both passes, images written once and their cotangents read once.
     """
     images, channels = len(scene.viewmats), scene.colors.shape[-1] + 1
-    pairs = intersections = 0
+    intersections = 0
     for image in range(images):
         own = [a[image] if scene.means.ndim == 3 else a for a in scene[:5]]
-        count = int(_count_intersections(*own, scene.viewmats[image], scene.Ks[image], size=size))
-        intersections += count
-        pairs += count * COUNT_TILE[0] * COUNT_TILE[1]
+        splats = _project(*own, scene.viewmats[image], scene.Ks[image], size=size)
+        shape = {"width": size, "height": size, "tile": COUNT_TILE}
+        intersections += int(binning.count_intersections(splats, **shape).sum())
+    pairs = intersections * COUNT_TILE[0] * COUNT_TILE[1]
     gaussians = sum(a.nbytes for a in scene[:5])
     splats = 4 * intersections * (6 + channels)
     pixels = 4 * images * size * size * (channels + 1)
@@ -244,11 +245,8 @@ def count_work(scene: Scene, size: int) -> tuple[float, float]:
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _count_intersections(*scene, size):
-    splats = rasterizer.project(*scene, width=size, height=size, near=0.01, antialiased=False)
-    shape = {"width": size, "height": size, "tile": COUNT_TILE}
-    capacity = 4 * binning.default_capacity(splats.depths.shape[0], **shape)
-    return binning.sort_intersections(splats, capacity=capacity, **shape).starts[-1]
+def _project(*scene, size):
+    return rasterizer.project(*scene, width=size, height=size, near=0.01, antialiased=False)
 
 
 def measure_bandwidth() -> float:

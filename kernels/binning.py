@@ -190,6 +190,19 @@ def sort_images(
     return jax.vmap(sort)(splats)
 
 
+def count_intersections(
+    splats: Splats, *, width: int, height: int, tile: tuple[int, int]
+) -> Int[Array, "tiles"]:
+    """How many splats each tile of one image has. Their values must be known: not under `jit`."""
+    shape = {"width": width, "height": height, "tile": tile}
+    return _count_tiles(splats, capacity=round_capacity(int(count_slots(splats, **shape))), **shape)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "height", "tile", "capacity"))
+def _count_tiles(splats, **settings):
+    return jnp.diff(sort_intersections(splats, **settings).starts)
+
+
 def sum_by_splat(values: Float[Array, "capacity D"], bins: Bins) -> Float[Array, "N D"]:
     """Sum what was written for each slot (0 where it isn't an intersection) by splat.
 

@@ -109,8 +109,9 @@ def _backward(
 
 
 def _call(kernel, *, interpret: bool, **settings):
-    # Two warps: four to sixteen numbers of a chunk's arrays to a thread.
-    parameters = None if interpret else triton.CompilerParams(num_warps=2, num_stages=1)
+    # Four warps: two to eight numbers of a chunk's arrays to a thread. With two, the backward pass
+    # needs more registers than a thread of an H100 has.
+    parameters = None if interpret else triton.CompilerParams(num_warps=4, num_stages=1)
     return pl.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **settings)
 
 

@@ -10,16 +10,13 @@ memory. The backward pass makes the lists again, which is cheaper than to keep t
 
 The kernels are compiled for the TPU that the computation is lowered for, which also works ahead of
 time, without one (`tpu_costs.compile_ahead`). On a CPU they run in Pallas's TPU interpreter, inside
-`pltpu.force_tpu_interpret_mode()`: for tests, thousands of times slower.
-
-Inside `jax.shard_map`, say `check_vma=False`: Pallas calls don't declare how their outputs vary
-over the mesh.
+`pltpu.force_tpu_interpret_mode()` and `rasterizer.compiling_for("tpu")`: for tests, thousands of
+times slower.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from typing import NamedTuple
 
@@ -31,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels import binning, tpu_lists
 from kernels.projection import Splats
-from kernels.rasterizer import Backend, Blend
+from kernels.rasterizer import Backend, Blend, platform
 from kernels.tpu_composite import (
     BLOCK,
     CHUNK,
@@ -206,9 +203,12 @@ def _backward(splats: Splats, blend, residuals, d_features, d_alpha, *, width, h
 
 
 def _unavailable() -> str | None:
-    if jax.default_backend() == "tpu" or importlib.util.find_spec("libtpu"):
+    if platform() == "tpu":
         return None
-    return "it needs a TPU, or libtpu to compile for one: pip install 'jax[tpu]'"
+    return (
+        f"it needs a TPU and JAX's default device is {platform()}; "
+        "with a TPU, `pip install 'jax[tpu]'`"
+    )
 
 
 BACKEND = Backend("pallas_tpu", _forward, _backward, (TILE, TILE), _unavailable)

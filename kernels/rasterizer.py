@@ -24,11 +24,14 @@ outputs must be made to vary as the inputs do (`jax.typeof(x).manual_axis_type`)
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import logging
 import math
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,10 +132,12 @@ def rasterize(
         counted in `Render.overflow`, never dropped silently.
 
     Raises:
-      ValueError: shapes that don't go together, an unknown backend, or, outside of `jax.jit`
-        (inside, values aren't known), NaN or infinite values: the message names the array.
+      ValueError: shapes that don't go together, sizes that aren't integers of 1 or more, an unknown
+        backend, or, outside of `jax.jit` (inside, values aren't known), NaN or infinite values: the
+        message names the array.
       BackendUnavailableError: the backend asked for cannot run here.
     """
+    _check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
     gaussians = {
         "means": means,
         "quats": quats,
@@ -173,14 +178,43 @@ class BackendUnavailableError(ValueError):
     """The backend asked for cannot run here."""
 
 
-@functools.cache
+_ahead_for = contextvars.ContextVar("platform that is compiled for ahead", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within, backends are chosen for that platform ("tpu"), of which no device need be here.
+
+    What is traced within can be lowered and compiled for such devices, not run.
+    """
+    token = _ahead_for.set(platform)
+    try:
+        yield
+    finally:
+        _ahead_for.reset(token)
+
+
+def platform() -> str:
+    """That of JAX's default device, "cpu", "tpu" or "gpu", or what `compiling_for` says."""
+    name = _ahead_for.get() or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def choose_backend(name: str) -> Backend:
-    """The backend of that name; "auto" picks by JAX's default device and logs, once, which."""
+    """The backend of that name; "auto" picks by JAX's default device.
+
+    It logs, once, what it takes (INFO) and what would be better but cannot run (WARNING).
+    """
+    return _choose_backend(name, platform())
+
+
+@functools.cache
+def _choose_backend(name: str, platform: str) -> Backend:
     if name == "auto":
         for candidate in candidates():
             found, reason = _load(candidate)
             if reason is None:
-                log.info("rasterize: backend %s on %s", candidate, jax.default_backend())
+                log.info("rasterize: backend %s on %s", candidate, platform)
                 return found
             log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
     if name not in BACKENDS:
@@ -192,10 +226,8 @@ def choose_backend(name: str) -> Backend:
 
 
 def candidates() -> tuple[str, ...]:
-    """The backends made for JAX's default device, best first; perhaps with something to install."""
-    platform = jax.default_backend()
-    platform = "gpu" if platform in ("cuda", "rocm") else platform
-    return PREFERENCE.get(platform, ("xla",))
+    """The backends made for this `platform`, best first; perhaps with something to install."""
+    return PREFERENCE.get(platform(), ("xla",))
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:
@@ -209,10 +241,9 @@ def _load(name: str) -> tuple[Backend | None, str | None]:
 
 def missing_nvidia_gpu() -> str | None:
     """Why JAX's default device isn't an NVIDIA GPU of the last generations, or None if it is."""
-    platform = jax.default_backend()
-    if platform not in ("gpu", "cuda"):
+    if platform() != "gpu":
         return (
-            f"it needs an NVIDIA GPU and JAX's default device is {platform}; "
+            f"it needs an NVIDIA GPU and JAX's default device is {platform()}; "
             "with a GPU, `pip install 'jax[cuda12]'`"
         )
     gpu = jax.devices()[0]
@@ -223,6 +254,17 @@ def missing_nvidia_gpu() -> str | None:
             f"that of {gpu.device_kind} is {capability}"
         )
     return None
+
+
+def _check_sizes(**sizes: int) -> None:
+    """Raises ValueError naming the sizes that are not whole numbers of 1 or more."""
+    wrong = [
+        f"{name} is {value!r}"
+        for name, value in sizes.items()
+        if not isinstance(value, numbers.Integral) or value < 1
+    ]
+    if wrong:
+        raise ValueError(f"{' and '.join(wrong)}; expected integers of 1 or more")
 
 
 def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:

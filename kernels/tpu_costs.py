@@ -140,9 +140,11 @@ def count_lists(scene: Scene, width: int, height: int) -> Lists:
     lists = []
     for image in range(len(scene.viewmats)):
         gaussians = [a[image] if own else a for a in scene[:5]]
-        per_block, per_tile = _count_image(
-            *gaussians, scene.viewmats[image], scene.Ks[image], width=width, height=height
+        size = {"width": width, "height": height}
+        splats, per_block = _count_blocks(
+            *gaussians, scene.viewmats[image], scene.Ks[image], **size
         )
+        per_tile = binning.count_intersections(splats, tile=(TILE, TILE), **size)
         chunks = [-(-np.asarray(counts) // CHUNK) for counts in (per_block, per_tile)]
         in_image = -(-gaussians[0].shape[0] // CHUNK)
         lists.append([in_image, chunks[0].sum(), chunks[1].sum(), np.sum(per_tile)])
@@ -150,19 +152,14 @@ def count_lists(scene: Scene, width: int, height: int) -> Lists:
 
 
 @functools.partial(jax.jit, static_argnames=("width", "height"))
-def _count_image(*scene, width, height):
-    """Splats of each block (by bounding boxes) and of each tile (by ellipses) of one image."""
+def _count_blocks(*scene, width, height):
+    """The splats of one image, and how many bounding boxes touch each block."""
     splats = rasterizer.project(*scene, width=width, height=height, near=0.01, antialiased=False)
     blocks = binning.grid(width, height, BLOCK_PIXELS)
     first, counts, _ = binning.tile_boxes(splats, width, height, BLOCK_PIXELS)
     block = jnp.stack(jnp.meshgrid(*map(jnp.arange, blocks), indexing="ij"), -1).reshape(-1, 1, 2)
     inside = jnp.all((block >= first) & (block < first + counts), axis=-1)
-    tile = (TILE, TILE)
-    capacity = binning.default_capacity(splats.depths.shape[0], width, height, tile)
-    bins = binning.sort_intersections(
-        splats, width=width, height=height, tile=tile, capacity=capacity
-    )
-    return jnp.sum(inside, axis=1), jnp.diff(bins.starts)
+    return splats, jnp.sum(inside, axis=1)
 
 
 def count_outside(num: int, channels: int) -> tuple[list[Work], list[Work]]:
@@ -273,7 +270,9 @@ def compile_ahead(
         return jnp.sum(out.color**2) + jnp.sum(out.alpha**2) + jnp.sum(out.depth**2)
 
     function = jax.grad(loss, argnums=tuple(range(len(inputs)))) if gradient else render
-    return jax.jit(function).lower(*inputs).compile()
+    with rasterizer.compiling_for("tpu"):
+        lowered = jax.jit(function).lower(*inputs)
+    return lowered.compile()
 
 
 def topology_devices(topology: str) -> list[jax.Device]:

@@ -77,7 +77,10 @@ def _forward(splats: Splats, *, width: int, height: int, capacity: int):
             ints(images),
         ],
     )
-    *lists, spans, overflow = bins(geometry)
+    first, counts, _ = jax.vmap(binning.tile_boxes, (0, None, None, None))(
+        splats, width, height, TILE
+    )
+    *lists, spans, overflow = bins(geometry, jnp.concatenate([first, counts], -1))
     blended = []
     for features in _chunks(splats.features):
         composite = ffi_call(

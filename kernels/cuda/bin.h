@@ -1,9 +1,11 @@
 // Which Gaussians each tile composites, in order of depth.
 //
-// Gaussians are sorted by (image, depth) first; each then writes one *slot* per tile it touches,
-// in that order, and a stable sort of the slots by tile alone leaves every tile's slots in order
-// of depth: exact depths, yet keys of 32 bits. A Gaussian's slots are neighbours, which is what
-// lets the backward pass sum its gradients without atomics.
+// Gaussians are sorted by (image, depth) first. Each is given, in that order, room for as many
+// *slots* as there are tiles in its bounding box: `binning.tile_boxes` counts them, as for every
+// backend. It then fills one slot per tile that it touches, and a stable sort of the slots by tile
+// alone leaves every tile's slots in order of depth: exact depths, yet keys of 32 bits. A
+// Gaussian's slots are neighbours, which is what lets the backward pass sum its gradients without
+// atomics.
 #pragma once
 
 #include "splat.h"
@@ -13,11 +15,12 @@ namespace splat {
 struct Binning {
   // in
   const float4* geometry;  // [images * gaussians, 2]
+  const int4* boxes;       // [images * gaussians] first tile (x, y), number of tiles (x, y)
   int images, gaussians, rows, columns;
-  int64_t capacity;  // slots of all images together
+  int64_t capacity;  // slots of each image
   // out
-  int* slots;          // [capacity] slot numbers, by tile, then depth
-  int* slot_gaussian;  // [capacity] the Gaussian (of all images) that owns a slot
+  int* slots;          // [images * capacity] slot numbers, by tile, then depth
+  int* slot_gaussian;  // [images * capacity] the Gaussian (of all images) that owns a slot
   int2* ranges;        // [images, rows, columns] begin and end in `slots`
   int2* spans;         // [images * gaussians] begin and end of a Gaussian's slots
   int* overflow;       // [images] slots that did not fit
@@ -39,48 +42,56 @@ struct DepthKeys {
   }
 };
 
-struct CountTiles {
+struct CountBoxes {
   Binning bin;
   const int* order;
   int64_t* counts;
   SPLAT_HD void operator()(int64_t rank) const {
-    const Ellipse ellipse(Load(bin.geometry, order[rank]));
-    const Tiles rows = ellipse.Rows(bin.rows);
-    int64_t count = 0;
-    for (int row = rows.first; row <= rows.last; ++row) {
-      const Tiles columns = ellipse.Columns(row, bin.columns);
-      if (columns.last >= columns.first) count += columns.last - columns.first + 1;
-    }
-    counts[rank] = count;
+    const int4 box = bin.boxes[order[rank]];
+    counts[rank] = static_cast<int64_t>(box.z) * box.w;
   }
 };
 
-// Slots past the capacity are not written. Within an image those are the farthest Gaussians'.
+// How many tiles the boxes of an image have up to and including that of `rank`.
+struct Ends {
+  const int64_t* sums;  // inclusive running sum over all images
+  int gaussians;
+  SPLAT_HD int64_t operator()(int64_t image, int64_t rank) const {
+    const int64_t first = image * gaussians;
+    return At(rank) - At(first - 1);
+  }
+  SPLAT_HD int64_t At(int64_t rank) const { return rank < 0 ? 0 : sums[rank]; }
+};
+
+// Slots past an image's capacity are not written: those of its farthest Gaussians.
 struct WriteSlots {
   Binning bin;
   const int* order;
-  const int64_t* ends;  // inclusive running sum of the counts
+  Ends ends;
   uint32_t* keys;
   int* slots;
   SPLAT_HD void operator()(int64_t rank) const {
     const int gaussian = order[rank];
-    const int64_t begin = Clip(rank == 0 ? 0 : ends[rank - 1]);
-    const int64_t end = Clip(ends[rank]);
-    bin.spans[gaussian] = {static_cast<int>(begin), static_cast<int>(end)};
-    const Ellipse ellipse(Load(bin.geometry, gaussian));
-    const Tiles rows = ellipse.Rows(bin.rows);
     const int64_t image = gaussian / bin.gaussians;
+    const int64_t begin = Slot(image, rank - 1), end = Slot(image, rank);
+    const Ellipse ellipse(Load(bin.geometry, gaussian));
+    const int4 box = bin.boxes[gaussian];
     int64_t slot = begin;
-    for (int row = rows.first; row <= rows.last; ++row) {
-      const Tiles columns = ellipse.Columns(row, bin.columns);
+    for (int row = box.y; row < box.y + box.w; ++row) {
+      const Tiles columns = ellipse.Columns(row, box.x, box.x + box.z - 1);
       for (int column = columns.first; column <= columns.last && slot < end; ++column, ++slot) {
         keys[slot] = static_cast<uint32_t>((image * bin.rows + row) * bin.columns + column);
         slots[slot] = static_cast<int>(slot);
         bin.slot_gaussian[slot] = gaussian;
       }
     }
+    bin.spans[gaussian] = {static_cast<int>(begin), static_cast<int>(slot)};
   }
-  SPLAT_HD int64_t Clip(int64_t slot) const { return slot < bin.capacity ? slot : bin.capacity; }
+  // One past the room of `rank`, among the slots of all images.
+  SPLAT_HD int64_t Slot(int64_t image, int64_t rank) const {
+    const int64_t end = ends(image, rank);
+    return image * bin.capacity + (end < bin.capacity ? end : bin.capacity);
+  }
 };
 
 struct FindRanges {
@@ -91,7 +102,7 @@ struct FindRanges {
                         LowerBound(static_cast<uint32_t>(tile) + 1)};
   }
   SPLAT_HD int LowerBound(uint32_t key) const {
-    int64_t low = 0, high = bin.capacity;
+    int64_t low = 0, high = bin.images * bin.capacity;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (keys[middle] < key) {
@@ -106,15 +117,12 @@ struct FindRanges {
 
 struct CountOverflow {
   Binning bin;
-  const int64_t* ends;
+  Ends ends;
   SPLAT_HD void operator()(int64_t image) const {
-    const int64_t begin = image == 0 ? 0 : ends[image * bin.gaussians - 1];
-    const int64_t end = ends[(image + 1) * bin.gaussians - 1];
-    const int64_t kept = Clip(end) - Clip(begin);
-    const int64_t dropped = end - begin - kept;
-    bin.overflow[image] = static_cast<int>(dropped < INT32_MAX ? dropped : INT32_MAX);
+    const int64_t dropped = ends(image, (image + 1) * bin.gaussians - 1) - bin.capacity;
+    bin.overflow[image] =
+        static_cast<int>(dropped < 0 ? 0 : dropped < INT32_MAX ? dropped : INT32_MAX);
   }
-  SPLAT_HD int64_t Clip(int64_t slot) const { return slot < bin.capacity ? slot : bin.capacity; }
 };
 
 inline int BitsOf(uint64_t value) {
@@ -137,18 +145,20 @@ void Bin(Device& device, const Binning& bin) {
                    32 + BitsOf(bin.images - 1));
 
   auto* counts = device.template Scratch<int64_t>(splats);
-  auto* ends = device.template Scratch<int64_t>(splats);
-  device.Each(splats, CountTiles{bin, order, counts});
-  device.InclusiveSum(counts, ends, splats);
+  auto* sums = device.template Scratch<int64_t>(splats);
+  const Ends ends{sums, bin.gaussians};
+  device.Each(splats, CountBoxes{bin, order, counts});
+  device.InclusiveSum(counts, sums, splats);
   device.Each(bin.images, CountOverflow{bin, ends});
 
   // All bits set sorts behind every tile, as the sort looks at enough bits to hold `tiles` itself.
-  auto* keys = device.template Scratch<uint32_t>(bin.capacity);
-  auto* sorted_keys = device.template Scratch<uint32_t>(bin.capacity);
-  auto* slots = device.template Scratch<int>(bin.capacity);
-  device.Fill(keys, 0xFF, bin.capacity * sizeof(uint32_t));
+  const int64_t room = bin.images * bin.capacity;
+  auto* keys = device.template Scratch<uint32_t>(room);
+  auto* sorted_keys = device.template Scratch<uint32_t>(room);
+  auto* slots = device.template Scratch<int>(room);
+  device.Fill(keys, 0xFF, room * sizeof(uint32_t));
   device.Each(splats, WriteSlots{bin, order, ends, keys, slots});
-  device.SortPairs(keys, sorted_keys, slots, bin.slots, bin.capacity, BitsOf(tiles));
+  device.SortPairs(keys, sorted_keys, slots, bin.slots, room, BitsOf(tiles));
   device.Each(tiles, FindRanges{bin, sorted_keys});
 }
 

@@ -20,8 +20,8 @@ struct Composite {
   // in
   const float4* geometry;    // [images * gaussians, 2]
   const float4* features;    // [images * gaussians, K / 4]
-  const int* slots;          // [capacity]
-  const int* slot_gaussian;  // [capacity]
+  const int* slots;          // [images * capacity]
+  const int* slot_gaussian;  // [images * capacity]
   const int2* ranges;        // [images, rows, columns]
   int width, height, rows, columns;
 };
@@ -188,7 +188,7 @@ struct BackwardTile {
   const int* last;               // [images, height, width]
   const float4* out_gradient;    // [images, height, width, K / 4]
   const float* alpha_gradient;   // [images, height, width]
-  float* slot_gradients;         // [capacity, kGeometryGradients + K]
+  float* slot_gradients;         // [images * capacity, kGeometryGradients + K]
 
   static constexpr int kValues = kGeometryGradients + K;
   static constexpr int kStride = kLanes + 2;  // spreads rows over the banks, 16-byte aligned
@@ -373,7 +373,7 @@ struct BackwardTile {
 // A Gaussian's gradient is the sum over its slots, in their order.
 struct SumSlots {
   const int2* spans;            // [images * gaussians]
-  const float* slot_gradients;  // [capacity, values]
+  const float* slot_gradients;  // [images * capacity, values]
   int features;                 // K
   float* geometry_gradient;     // [images * gaussians, 8]
   float* feature_gradient;      // [images * gaussians, K]
@@ -404,12 +404,12 @@ void Forward(Device& device, int64_t tiles, const Composite& in, float4* out, fl
 }
 
 template <int K, class Device>
-void Backward(Device& device, int64_t tiles, int64_t splats, int64_t capacity, const Composite& in,
+void Backward(Device& device, int64_t tiles, int64_t splats, int64_t slots, const Composite& in,
               const int2* spans, const float* transmittance, const int* last,
               const float4* out_gradient, const float* alpha_gradient, float* geometry_gradient,
               float* feature_gradient) {
   using Tile = BackwardTile<K>;
-  auto* slot_gradients = device.template Scratch<float>(capacity * Tile::kValues);
+  auto* slot_gradients = device.template Scratch<float>(slots * Tile::kValues);
   device.EachWarp(tiles, Tile{in, transmittance, last, out_gradient, alpha_gradient, slot_gradients});
   device.Each(splats * (8 + K),
               SumSlots{spans, slot_gradients, K, geometry_gradient, feature_gradient});

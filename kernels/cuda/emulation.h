@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "composite.h"
+#include "scratch.h"
 
 namespace splat {
 
@@ -41,15 +44,26 @@ struct EmulatedWarp {
   }
 };
 
+// As XLA's ScratchAllocator: refuses to align to more than 16 bytes, and never happens to. Memory
+// is filled with a pattern, as a GPU's holds anything: what is read must have been written.
+class EmulatedAllocator {
+ public:
+  std::optional<void*> Allocate(size_t bytes, size_t alignment) {
+    if (alignment > 16) return std::nullopt;
+    void* block = memory_.emplace_back(bytes + 48, 0x7F).data();
+    size_t room = bytes + 48;
+    return static_cast<char*>(std::align(32, bytes + 16, block, room)) + 16;
+  }
+
+ private:
+  std::deque<std::vector<char>> memory_;
+};
+
 class Emulation {
  public:
-  // Filled with a pattern, as a GPU's memory holds anything: what is read must have been written.
   template <class T>
   T* Scratch(int64_t count) {
-    memory_.push_back(std::make_unique<std::max_align_t[]>(
-        count * sizeof(T) / sizeof(std::max_align_t) + 1));
-    Fill(memory_.back().get(), 0x7F, count * sizeof(T));
-    return reinterpret_cast<T*>(memory_.back().get());
+    return AllocateScratch<T>(allocator_, count);
   }
 
   template <class F>
@@ -90,7 +104,7 @@ class Emulation {
   }
 
  private:
-  std::vector<std::unique_ptr<std::max_align_t[]>> memory_;
+  EmulatedAllocator allocator_;
 };
 
 }  // namespace splat

@@ -6,8 +6,8 @@
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 #include <stdexcept>
-#include <string>
 
+#include "scratch.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace splat {
@@ -63,7 +63,7 @@ class Gpu {
 
   template <class T>
   T* Scratch(int64_t count) {
-    return static_cast<T*>(Allocate(count * sizeof(T)));
+    return AllocateScratch<T>(scratch_, count);
   }
 
   template <class F>
@@ -108,17 +108,7 @@ class Gpu {
   void WithTemporary(Call call) {
     size_t bytes = 0;
     Check(call(nullptr, bytes));
-    Check(call(Allocate(bytes), bytes));
-  }
-
-  void* Allocate(size_t bytes) {
-    const std::optional<void*> memory = scratch_.Allocate(bytes > 0 ? bytes : 1, 256);
-    if (!memory) {
-      throw std::runtime_error("splatting found no " + std::to_string(bytes >> 20) +
-                               " MiB of GPU memory to work in; render fewer images at once or "
-                               "lower `capacity`");
-    }
-    return *memory;
+    Check(call(Scratch<char>(bytes), bytes));
   }
 
   static unsigned Blocks(int64_t count, int per_block) {

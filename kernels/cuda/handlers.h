@@ -41,14 +41,13 @@ ffi::Error Guarded(F f) {
 }
 
 template <class Device>
-ffi::Error BinHandler(Device device, Floats geometry, IntsOut slots, IntsOut slot_gaussian,
-                      IntsOut ranges, IntsOut spans, IntsOut overflow) {
+ffi::Error BinHandler(Device device, Floats geometry, Ints boxes, IntsOut slots,
+                      IntsOut slot_gaussian, IntsOut ranges, IntsOut spans, IntsOut overflow) {
   return Guarded([&] {
-    Bin(device, Binning{In<float4>(geometry), Size(geometry, 0), Size(geometry, 1),
-                        Size(*ranges, 1), Size(*ranges, 2),
-                        static_cast<int64_t>(slots->element_count()), Out<int>(slots),
-                        Out<int>(slot_gaussian), Out<int2>(ranges), Out<int2>(spans),
-                        Out<int>(overflow)});
+    Bin(device, Binning{In<float4>(geometry), In<int4>(boxes), Size(geometry, 0),
+                        Size(geometry, 1), Size(*ranges, 1), Size(*ranges, 2), Size(*slots, 1),
+                        Out<int>(slots), Out<int>(slot_gaussian), Out<int2>(ranges),
+                        Out<int2>(spans), Out<int>(overflow)});
   });
 }
 
@@ -98,11 +97,11 @@ ffi::Error BackwardHandler(Device device, Floats geometry, Floats features, Ints
                                      Size(out_gradient, 2), Size(out_gradient, 1));
   const int64_t tiles = ranges.element_count() / 2;
   const int64_t splats = spans.element_count() / 2;
-  const int64_t capacity = slots.element_count();
   return WithFeatures(Size(features, 2), [&](auto k) {
-    Backward<k()>(device, tiles, splats, capacity, in, In<int2>(spans), In<float>(transmittance),
-                  In<int>(last), In<float4>(out_gradient), In<float>(alpha_gradient),
-                  Out<float>(geometry_gradient), Out<float>(feature_gradient));
+    Backward<k()>(device, tiles, splats, slots.element_count(), in, In<int2>(spans),
+                  In<float>(transmittance), In<int>(last), In<float4>(out_gradient),
+                  In<float>(alpha_gradient), Out<float>(geometry_gradient),
+                  Out<float>(feature_gradient));
   });
 }
 
@@ -111,6 +110,7 @@ template <class Binding>
 auto BindBin(Binding binding) {
   return std::move(binding)
       .template Arg<Floats>()
+      .template Arg<Ints>()
       .template Ret<Ints>()
       .template Ret<Ints>()
       .template Ret<Ints>()

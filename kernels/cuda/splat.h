@@ -20,6 +20,9 @@ struct alignas(8) float2 {
 struct alignas(8) int2 {
   int x, y;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 #endif
 
 namespace splat {
@@ -63,51 +66,46 @@ SPLAT_HD Projected Load(const float4* geometry, int64_t gaussian) {
   return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 }
 
-// The inclusive range of tile columns or rows; empty where last < first.
+// An inclusive range of tile columns; empty where last < first.
 struct Tiles {
   int first, last;
 };
 
-// Tiles whose pixel centres meet [low, high], among `count` along an axis. Clamped as floats, so
-// that no huge bound reaches an integer conversion.
-SPLAT_HD Tiles TilesBetween(float low, float high, int count) {
-  const float first = ceilf((low - (kTile - 0.5f)) / kTile);
-  const float last = floorf((high - 0.5f) / kTile);
-  return {static_cast<int>(fminf(fmaxf(first, 0.0f), static_cast<float>(count))),
-          static_cast<int>(fminf(fmaxf(last, -1.0f), static_cast<float>(count - 1)))};
+// Tiles of `first` to `last` along an axis whose pixel centres meet [low, high]. Clamped as floats,
+// so that no huge bound reaches an integer conversion.
+SPLAT_HD Tiles TilesBetween(float low, float high, int first, int last) {
+  const float from = ceilf((low - (kTile - 0.5f)) / kTile);
+  const float to = floorf((high - 0.5f) / kTile);
+  return {static_cast<int>(fminf(fmaxf(from, static_cast<float>(first)), last + 1.0f)),
+          static_cast<int>(fminf(fmaxf(to, first - 1.0f), static_cast<float>(last)))};
 }
 
-// The ellipse where a Gaussian's alpha reaches 1/255: the tiles that it meets are the tiles that
-// composite the Gaussian.
+// The ellipse where a drawn Gaussian's alpha reaches 1/255: of the tiles in its bounding box, those
+// that it meets are the tiles that composite the Gaussian.
 struct Ellipse {
   float x, y, p, q, r;
-  float reach;   // sqrt(2 sigma) on the ellipse; negative if nothing is drawn
+  float reach;   // sqrt(2 sigma) on the ellipse
   float height;  // half its height, pixels
   float peak;    // dy where it is rightmost; it is leftmost at -peak
   float slack;   // more than rounding can move an edge, pixels
 
   SPLAT_HD explicit Ellipse(const Projected& g) : x(g.x), y(g.y), p(g.p), q(g.q), r(g.r) {
-    reach = g.opacity >= kMinAlpha ? sqrtf(2.0f * logf(g.opacity / kMinAlpha) + 1e-3f) : -1.0f;
+    reach = sqrtf(2.0f * logf(g.opacity / kMinAlpha) + 1e-3f);
     height = reach / r;
     peak = -q * height / sqrtf(r * r + q * q);
     slack = 1e-2f + 1e-6f * (fabsf(x) + fabsf(y) + height * fabsf(q) / p);
   }
 
-  SPLAT_HD Tiles Rows(int rows) const {
-    if (!(reach >= 0.0f)) return {0, -1};
-    return TilesBetween(y - height - slack, y + height + slack, rows);
-  }
-
-  // The tile columns that the ellipse itself, not its bounding box, meets within a tile row. What
+  // The tile columns, from `first` to `last`, that the ellipse meets within a tile row. What
   // a row's band cuts from an ellipse is convex, so its extent in x decides exactly; its right end
   // rises to one peak, so the peak clamped to the band is the rightmost place, and likewise left.
-  SPLAT_HD Tiles Columns(int row, int columns) const {
+  SPLAT_HD Tiles Columns(int row, int first, int last) const {
     const float low = fmaxf(row * kTile + 0.5f - y, -height);
     const float high = fminf(row * kTile + (kTile - 0.5f) - y, height);
     const float right = fminf(fmaxf(peak, low), high);
     const float left = fminf(fmaxf(-peak, low), high);
     return TilesBetween(x + (-q * left - Chord(left)) / p - slack,
-                        x + (-q * right + Chord(right)) / p + slack, columns);
+                        x + (-q * right + Chord(right)) / p + slack, first, last);
   }
 
   // Half the width at height dy, times p.

@@ -6,8 +6,10 @@ from PIL import Image
 
 from flexavatar_jax import avatar
 from flexavatar_jax.animation import write_animation
-from flexavatar_jax.inference import orbit_cameras
+from flexavatar_jax.checkpoints import load_model
+from flexavatar_jax.inference import Animator, orbit_cameras
 from flexavatar_jax.train import train
+from kernels import rasterizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,6 +31,40 @@ def test_an_orbit_keeps_its_distance_and_starts_at_the_input(shared_dir):
         np.linalg.norm(views[:, :3, 3], axis=1), np.linalg.norm([0.1, 0.2, 1])
     )
     np.testing.assert_allclose(views[4, :3, 3], [-0.1, 0.2, -1.0], atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def animator(run):
+    return Animator(load_model(run))
+
+
+def views(animator, expressions=3, cameras=3, Ks=3):
+    """Arguments of `Animator.render`: so many of each."""
+    code = animator.encode(
+        np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), np.eye(4), np.eye(3)
+    )
+    cam2head, K = np.eye(4), np.eye(3)
+    cam2head[2, 3], cam2head[1, 1], cam2head[2, 2] = 1, -1, -1
+    return (
+        code,
+        np.zeros((expressions, 135)),
+        np.repeat(cam2head[None], cameras, axis=0),
+        np.repeat(K[None], Ks, axis=0),
+    )
+
+
+def test_there_is_a_camera_for_every_expression(animator):
+    assert animator.render(*views(animator)).shape == (3, 32, 32, 3)
+    with pytest.raises(ValueError, match="4 expressions, 3 cam2head and 4 K; give one of each"):
+        animator.render(*views(animator, expressions=4, Ks=4))
+    with pytest.raises(ValueError, match="3 expressions, 3 cam2head and 1 K; give one of each"):
+        animator.render(*views(animator, Ks=1))
+
+
+def test_an_image_that_lacks_gaussians_is_an_error(animator, monkeypatch):
+    monkeypatch.setattr(rasterizer, "choose_capacity", lambda *args: 8)
+    with pytest.raises(ValueError, match=r"images 0 to 2 lack \d+ intersections"):
+        animator.render(*views(animator))
 
 
 def test_animations_are_written_whole_as_mp4_and_gif(tmp_path):
@@ -68,6 +104,7 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
         (dict(driving="no/performance"), "no/performance"),
         (dict(size=-4), "--size is -4; expected 1 or more"),
         (dict(size=0), "--size is 0; expected 1 or more"),
+        (dict(backend="metal"), "backend is 'metal'; expected 'auto' or one of"),
         (dict(frames=0), "--frames is 0; expected 1 or more"),
     ],
 )

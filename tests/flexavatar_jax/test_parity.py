@@ -10,6 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from data_pipelines.frame import MULTI_VIEW
+from flexavatar_jax import check_parity
 from flexavatar_jax.check_parity import Result, check_model, import_rule_model, main, read_case
 from flexavatar_jax.checkpoints import load_model
 from flexavatar_jax.losses import psnr
@@ -23,6 +24,19 @@ def test_the_model_imported_by_name_gives_the_reference_outputs(shared_dir):
     results = list(check_model(folder, read_case(folder), "public"))
     assert len(results) == 12
     assert [result for result in results if not result.ok] == []
+
+
+def test_the_command_multiplies_in_float32_on_every_device(shared_dir, monkeypatch):
+    precisions = []
+
+    def part(*args):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        yield Result("output", 0.0, 0.0)
+
+    for name in ("check_model", "check_frozen_networks"):
+        monkeypatch.setattr(check_parity, name, part)
+    assert check_parity.check(shared_dir, None, "public")
+    assert precisions == ["highest"] * 2
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """From Gaussians in the head frame and a camera there to an image."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,12 @@ def brightest(azimuth, position, size=64):
 def test_inverse_of_a_camera_pose():
     pose = cameras.orbit(37.0, 12.0, 0.9, np.array([0.01, -0.02, 0.03]))
     np.testing.assert_allclose(head2cam(jnp.asarray(pose)) @ pose, np.eye(4), atol=1e-6)
+
+
+def test_a_pose_is_inverted_in_float32_on_every_device():
+    jaxpr = jax.make_jaxpr(head2cam)(np.eye(4, dtype=np.float32))
+    (product,) = (e for e in jaxpr.eqns if e.primitive is jax.lax.dot_general_p)
+    assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
 
 
 def test_the_persons_left_is_on_the_right_of_a_frontal_image():

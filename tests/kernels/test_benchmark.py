@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kernels import benchmark, peers, rasterizer, scenes
+from kernels import benchmark, peers, rasterizer, scenes, tpu_costs
 from kernels.ply import Gaussians, write_ply
 from kernels.scenes import Scene
 
@@ -42,6 +42,20 @@ def test_work_is_counted_from_the_tiles_that_splats_reach():
     channels = 4
     assert operations == 64 * (22 + 52 + 6 * channels)
     assert bytes_ == 3 * 4 * 14 + 2 * 4 * (6 + channels) + 2 * 4 * 256 * (channels + 1)
+
+
+def test_every_tile_that_large_splats_reach_is_counted():
+    """1,200 Gaussians that each cover all of 144x144: many more than a guess has room for."""
+    num, size = 1200, 144
+    scene = Scene(
+        np.float32([[0, 0, 1]]).repeat(num, 0), np.float32([[1, 0, 0, 0]]).repeat(num, 0),
+        np.full((num, 3), 9, np.float32), np.full(num, 0.5, np.float32),
+        np.ones((num, 1), np.float32), np.eye(4, dtype=np.float32)[None],
+        np.float32([[[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]]]),
+    )  # fmt: skip
+    _, operations = benchmark.count_work(scene, size)
+    assert operations == num * size * size * (22 + 52 + 6 * 2)
+    assert tpu_costs.count_lists(scene, size, size).intersections == num * (size / 16) ** 2
 
 
 def test_a_ply_is_a_scene_seen_whole(tmp_path):

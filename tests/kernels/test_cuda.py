@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import check_against_oracle, random_scenes
 
-from kernels import rasterize, rasterizer
+from kernels import binning, rasterize, rasterizer
 from kernels.cuda import BACKEND, backend, build
+from kernels.cuda.backend import TILE
 from kernels.projection import MIN_ALPHA
 
 SMALL = {"width": 21, "height": 18}
@@ -119,15 +120,11 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
 
 def test_what_does_not_fit_the_capacity_is_counted_and_is_the_farthest():
     scenes = random_scenes(5, images=1, num=40, channels=3, **SMALL)
-    full = rasterize(*scenes, capacity=4000, **SMALL)
     splats = project(5, images=1, num=40, **SMALL)
-    _, (*_, ranges, spans, _, _) = BACKEND.forward(splats, capacity=4000, **SMALL)
-    needed = int(jnp.sum(ranges[..., 1] - ranges[..., 0]))
-    assert int(full.overflow[0]) == 0
-
     nearest = np.argsort(splats.depths[0], kind="stable")[:20]
-    room = int(jnp.sum(spans[0, nearest, 1] - spans[0, nearest, 0]))
-    cut = rasterize(*scenes, capacity=room, **SMALL)
+    slots = np.prod(binning.tile_boxes(jax.tree.map(lambda a: a[0], splats), 21, 18, TILE)[1], -1)
+    needed, room = slots.sum(), slots[nearest].sum()
+    cut = rasterize(*scenes, capacity=int(room), **SMALL)
     assert 0 < room < needed
     assert int(cut.overflow[0]) == needed - room
     gaussians = (a[:, nearest] for a in scenes[:5])
@@ -135,18 +132,45 @@ def test_what_does_not_fit_the_capacity_is_counted_and_is_the_farthest():
     np.testing.assert_array_equal(cut.color, expected.color)
 
 
-def test_vmap_and_shared_gaussians_are_the_same_as_one_image_at_a_time():
-    scenes = random_scenes(7, images=3, num=20, channels=3, **SMALL)
-    together = rasterize(*scenes, capacity=2000, **SMALL)
-    mapped = jax.vmap(lambda s: rasterize(*s, capacity=2000, **SMALL))(scenes)
-    jax.tree.map(np.testing.assert_array_equal, together, mapped)
+def test_faint_splats_have_the_room_that_is_counted_for_them():
+    """Barely drawn, and so small that most lie between pixel centres and are not counted."""
+    size, num = 128, 1280
+    rng = np.random.default_rng(0)
+    means = np.concatenate([rng.uniform(-1, 1, (num, 2)), np.ones((num, 1))], -1)
+    K = np.array([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]])
+    out = rasterize(
+        means, np.tile([1.0, 0, 0, 0], (num, 1)), np.full((num, 3), 1e-3), np.full(num, 0.0045),
+        np.ones((num, 3)), np.eye(4), K, width=size, height=size,
+    )  # fmt: skip
+    assert int(out.overflow) == 0
+    assert np.count_nonzero(out.alpha) > num / 4
 
-    gaussians, cameras = [a[0] for a in scenes[:5]], scenes[5:]
-    shared = rasterize(*gaussians, *cameras, capacity=2000, **SMALL)
-    own = rasterize(
-        *(np.repeat(a[None], 3, 0) for a in gaussians), *cameras, capacity=2000, **SMALL
-    )
-    jax.tree.map(np.testing.assert_array_equal, shared, own)
+
+@pytest.mark.parametrize("capacity", [50, 2000])
+def test_an_image_is_the_same_bits_alone_in_a_batch_and_under_vmap(capacity):
+    """Also where the capacity is too small: room is each image's own, counted as `binning` does."""
+    splats = project(11, images=4, num=20, **SMALL)
+
+    @jax.jit
+    def run(splats):
+        def loss(splats):
+            out = rasterizer.blend(splats, backend=BACKEND, capacity=capacity, **SMALL)
+            return jnp.sum(out.features**2) + jnp.sum(out.alpha), out
+
+        return jax.grad(loss, has_aux=True)(splats)
+
+    together = run(splats)
+    alone = jax.tree.map(lambda a: a[:, None], splats)
+    mapped = jax.tree.map(lambda a: a[:, 0], jax.vmap(run)(alone))
+    jax.tree.map(np.testing.assert_array_equal, together, mapped)
+    each = [run(jax.tree.map(lambda a, i=i: a[i], alone)) for i in range(4)]
+    each = jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
+    jax.tree.map(np.testing.assert_array_equal, together, each)
+
+    slots = jax.vmap(functools.partial(binning.count_slots, tile=TILE, **SMALL))(splats)
+    overflow = np.maximum(np.asarray(slots) - capacity, 0)
+    np.testing.assert_array_equal(together[1].overflow, overflow)
+    assert np.count_nonzero(overflow) == (3 if capacity == 50 else 0)
 
 
 def test_gradients_flow_under_shard_map():

@@ -27,12 +27,10 @@ CAPACITY = NUM * 20
 
 
 @pytest.fixture
-def backend(monkeypatch):
+def backend():
     """Makes pallas_tpu what "auto" picks here."""
-    monkeypatch.setattr(rasterizer, "PREFERENCE", {"cpu": ("pallas_tpu",)})
-    rasterizer.choose_backend.cache_clear()
-    yield
-    rasterizer.choose_backend.cache_clear()
+    with rasterizer.compiling_for("tpu"):
+        yield
 
 
 @pytest.fixture
@@ -138,6 +136,12 @@ def test_kernels_lower_under_shard_map_that_checks_what_varies(backend):
         for kernel in ("split_lists", "tile_members", "blend_tiles", "merge_lists"):
             assert f'kernel_name = "{kernel}"' in text
         assert ("stablehlo.all_reduce" in text) == (scene is shared)
+
+
+def test_without_a_tpu_the_backend_says_so():
+    """Whether or not libtpu is installed, which only compiles for one."""
+    with pytest.raises(rasterizer.BackendUnavailableError, match=r"it needs a TPU and .* is cpu"):
+        rasterizer.choose_backend("pallas_tpu")
 
 
 def test_predictions_grow_with_the_scene():

@@ -151,6 +151,20 @@ def test_shapes_that_do_not_go_together_are_named(batch, change, message):
         render(*change(batch))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(width=0), "width is 0; expected integers of 1 or more"),
+        (dict(width=32.0, height=-1), "width is 32.0 and height is -1; expected integers"),
+        (dict(capacity=0), "capacity is 0; expected"),
+        (dict(capacity=-5), "capacity is -5; expected"),
+    ],
+)
+def test_sizes_that_are_not_whole_numbers_of_one_or_more_are_named(batch, sizes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        render(*batch, **sizes)
+
+
 def test_unknown_and_unavailable_backends_say_what_is_expected(batch):
     with pytest.raises(ValueError, match="backend is 'metal'; expected 'auto' or one of xla"):
         render(*batch, backend="metal")
@@ -180,7 +194,7 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
         "_load",
         lambda name: (rasterizer.Backend, None) if name == "xla" else (None, f"no {name}"),
     )
-    rasterizer.choose_backend.cache_clear()
+    rasterizer._choose_backend.cache_clear()
     try:
         with caplog.at_level("INFO", logger="kernels.rasterizer"):
             for _ in range(3):
@@ -191,4 +205,4 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
             "rasterize: backend xla on gpu",
         ]
     finally:
-        rasterizer.choose_backend.cache_clear()
+        rasterizer._choose_backend.cache_clear()
