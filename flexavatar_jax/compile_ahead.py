@@ -148,24 +148,17 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
     """Compiles the training step of `config` for `topology`.
 
     Args:
-      config: an experiment's. A rasterizer of "auto" is the one that a TPU gets.
+      config: an experiment's.
       topology: such as "v5e:16x16".
       perceptual: compile the step with DINO and SAM in the loss.
 
     Raises:
       ImportError: the libtpu that goes with this JAX isn't installed.
-      ValueError: an unknown topology, or a batch that the mesh cannot split.
+      ValueError: an unknown topology, a batch that the mesh cannot split, or a rasterizer that is
+        not for TPUs.
       OutOfMemoryError: the step does not fit a chip; says by how much and what to change.
     """
     mesh = topology_mesh(config, topology)
-    config = config.copy_and_resolve_references()
-    if config.rasterizer == "auto":
-        config.rasterizer = "pallas_tpu"
-    if config.rasterizer not in ("pallas_tpu", "xla"):
-        raise ValueError(
-            f"config.rasterizer = {config.rasterizer!r} is not for TPUs; give 'auto', 'pallas_tpu' "
-            "or 'xla'"
-        )
     program = TrainProgram.create(config, mesh, load_template(config.model.template))
     frozen = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
