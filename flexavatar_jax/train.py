@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     )
     frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
     claim_workdir(workdir, config, template)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
 
     step = checkpoints.latest_step
     if step is None or checkpoints.is_import(step):
@@ -92,9 +92,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     trace = Trace(workdir, wanted=profile)
     step_function, finished = None, False
 
-    def save(force: bool = False) -> None:
+    def save() -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}
-        checkpoints.save(step, state.params, state.opt_state, data, progress, force=force)
+        checkpoints.save(step, state.params, state.opt_state, data, progress)
 
     try:
         while step < config.steps:
@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             meter.add(step, metrics, preview, batch)
             stopping = stop_asked.is_set(step, checkpoints)
             if stopping or step == config.steps or step % config.checkpoint.every == 0:
-                save(force=True)
+                save()
             if stopping and step < config.steps:
                 log.say(f"stopped at step {step} as asked; the same command goes on from there")
                 finished = True
