@@ -52,6 +52,7 @@ RULES = {
     "accumulate": POSITIVE_COUNT,
     "steps": POSITIVE_COUNT,
     "bad_step": _one_of("skip", "stop"),
+    "max_bad_steps": POSITIVE_COUNT,
     "max_gradient_norm": NOT_NEGATIVE,
     "rasterizer": _one_of("auto", *BACKENDS),
     "model.image_size": POSITIVE_COUNT,

@@ -112,9 +112,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             if stopping or step == config.steps or step % config.checkpoint.every == 0:
                 save()
             if stopping and step < config.steps:
-                log.say(f"stopped at step {step} as asked; the same command goes on from there")
-                finished = True
-                return PREEMPTED
+                break
         meter.flush()
         finished = True
     finally:
@@ -124,6 +122,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             checkpoints.wait()
             checkpoints.close()
         log.close()
+    if step < config.steps:
+        log.say(f"stopped at step {step} as asked; the same command goes on from there")
+        return PREEMPTED
     return 0
 
 
@@ -167,8 +168,8 @@ class Meter:
     def __init__(self, config: ConfigDict, workdir: epath.PathLike, log: MetricLog):
         self._config, self._workdir, self._log = config, epath.Path(workdir), log
         self._pending: tuple | None = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._window: list[dict[str, float]] = []
+        self._bad_in_a_row = 0
         self._since = time.monotonic()
         self._waited = 0.0
         self._operations = 0.0
@@ -190,48 +191,66 @@ class Meter:
         self._pending = (step, metrics, preview, batch)
 
     def flush(self) -> None:
-        """Takes in the step that is pending; logs if one is due."""
+        """Takes in the step that is pending; logs if one is due.
+
+        Raises:
+          ValueError: it is a bad step, and the config allows none or no more of them.
+        """
         if self._pending is None:
             return
         (step, metrics, preview, batch), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        if self._config.bad_step == "stop" and values["skipped"] > 0:
-            path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
-            save_batch(path, batch)
-            raise ValueError(
-                f"step {step} gave loss {values['loss']:g} and gradient norm "
-                f"{values['gradient_norm']:g}; its batch is in {path}; with config.bad_step = "
-                "'skip' training goes on without such steps"
-            )
-        finite = np.isfinite(values["loss"])
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value if finite else 0.0)
-        self._count += finite
+        self._judge(step, values, batch)
+        self._window.append(values)
         if step % self._config.log.every == 0 or step == self._config.steps:
-            seconds = (time.monotonic() - self._since) / max(self._count, 1)
-            means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
+            # Of all steps of the window, DINO's and SAM's losses may be of the last ones alone.
+            means = {
+                name: finite_mean([at[name] for at in self._window if name in at])
+                for name in values
+                if name != "bad"
+            }
             means["skipped"] = values["skipped"]
-            means |= self._speed(seconds)
+            means |= self._speed()
             self._log.scalars(step, means)
-            if means.get("splat_overflow"):
+            if means["splat_overflow"] > 0:
                 self._log.say(
                     f"up to step {step}, {means['splat_overflow']:.3g} intersections of Gaussians "
                     "with tiles a step and device had no room and were not drawn: the Gaussians "
                     "are very large"
                 )
-            self._sums, self._count, self._since, self._waited = {}, 0, time.monotonic(), 0.0
+            self._window, self._since, self._waited = [], time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:
             rows = np.asarray(preview.addressable_shards[0].data)
             self._log.images(step, "input_target_prediction", rows)
 
-    def _speed(self, seconds: float) -> dict[str, float]:
-        """How fast steps of `seconds` are, and how long each waited for input."""
-        device = jax.local_devices()[0]
+    def _judge(self, step: int, values: dict[str, float], batch: Any) -> None:
+        """Raises `ValueError` if the run must not go on after a step of these `values`."""
+        config = self._config
+        self._bad_in_a_row = self._bad_in_a_row + 1 if values["bad"] else 0
+        gave = f"gave loss {values['loss']:g} and gradient norm {values['gradient_norm']:g}"
+        if values["bad"] and config.bad_step == "stop":
+            path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
+            save_batch(path, batch)
+            raise ValueError(
+                f"step {step} {gave}; its batch is in {path}; with config.bad_step = 'skip' "
+                "training goes on without such steps"
+            )
+        if self._bad_in_a_row >= config.max_bad_steps:
+            raise ValueError(
+                f"{self._bad_in_a_row} steps in a row were bad, up to step {step}, which {gave}: "
+                "the run has diverged; start another with a lower config.optimizer.learning_rate, "
+                "or let this one try for longer with a higher config.max_bad_steps"
+            )
+
+    def _speed(self) -> dict[str, float]:
+        """How long a step of the window took, and how much of that it waited for input."""
+        device, steps = jax.local_devices()[0], len(self._window)
+        seconds = (time.monotonic() - self._since) / steps
         rate = self._operations / seconds / jax.device_count()
         speed = {
             "step_seconds": seconds,
             "examples_per_second": self._config.batch / seconds,
-            "input_wait_seconds": self._waited / max(self._count, 1),
+            "input_wait_seconds": self._waited / steps,
             "tflops_per_device": rate / 1e12,
         }
         if peak := flops.peak(device):
@@ -240,6 +259,12 @@ class Meter:
         if memory := device.memory_stats():
             speed["device_gib"] = memory["peak_bytes_in_use"] / 2**30
         return speed
+
+
+def finite_mean(values: list[float]) -> float:
+    """The mean of those that are finite; NaN if none is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return sum(finite) / len(finite) if finite else float("nan")
 
 
 def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:

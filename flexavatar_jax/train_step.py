@@ -184,6 +184,7 @@ class TrainProgram:
         """One step from a batch as the pipeline makes it (uint8 images).
 
         Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
+        The metric `bad` is 1 if this step was skipped, else 0; `skipped` counts all such steps.
         """
         bad_records = jnp.sum(batch["bad_records"])
         with jax.named_scope("augmentation"):
@@ -211,10 +212,11 @@ class TrainProgram:
             total, previews = jax.lax.scan(add, zeros, micro)
             loss, parts, gradient = jax.tree.map(lambda x: x / accumulate, total)
             preview = previews[0]
+        skipped = state.skipped
         with jax.named_scope("optimizer"):
             state, norm = self._update(state, loss, gradient)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm}
-        metrics |= {"skipped": state.skipped, "bad_records": bad_records}
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "bad_records": bad_records}
+        metrics |= {"bad": state.skipped - skipped, "skipped": state.skipped}
         return state, metrics, preview
 
     def _update(
