@@ -50,22 +50,25 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     `profile` writes a trace of a few steps to `workdir`/profile.
 
     Raises:
-      ValueError, OSError: what the user has to mend (config, data, folder, checkpoint).
+      cli.LastingError: a config that cannot be meant, or a run that diverged.
+      ValueError, OSError: what else the user has to mend (data, folder, checkpoint).
     """
-    check_config(config)
-    choose_backend(config.rasterizer)
-    mesh = make_mesh(**config.mesh)
-    template = open_workdir(workdir, config)
-    program = TrainProgram.create(config, mesh, template)
-    share, shares = batch_share(mesh)
-    data = make_iterator(
-        config.data,
-        seed=config.seed,
-        global_batch=config.batch,
-        process_index=share,
-        process_count=shares,
-    )
-    frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
+    with cli.giving_up():
+        check_config(config)
+        choose_backend(config.rasterizer)
+        mesh = make_mesh(**config.mesh)
+        template = open_workdir(workdir, config)
+        program = TrainProgram.create(config, mesh, template)
+        abstract = program.abstract_state
+        share, shares = batch_share(mesh)
+        data = make_iterator(
+            config.data,
+            seed=config.seed,
+            global_batch=config.batch,
+            process_index=share,
+            process_count=shares,
+        )
+        frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
     claim_workdir(workdir, config, template)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
 
@@ -73,12 +76,12 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     if step is None or checkpoints.is_import(step):
         state, seconds = program.init(), 0.0
         if step is not None:  # imported weights: fine-tune them from step 0
-            params = checkpoints.restore_params(step, program.abstract_state.params)
+            params = checkpoints.restore_params(step, abstract.params)
             state = state._replace(params=params)
         step = 0
     else:
         params, opt_state, progress = checkpoints.restore_run(
-            step, program.abstract_state.params, program.abstract_state.opt_state, data
+            step, abstract.params, abstract.opt_state, data
         )
         number = jax.device_put(np.int32(step), program.state_sharding.step)
         skipped = jax.device_put(np.int32(progress["skipped"]), program.state_sharding.skipped)
@@ -194,7 +197,7 @@ class Meter:
         """Takes in the step that is pending; logs if one is due.
 
         Raises:
-          ValueError: it is a bad step, and the config allows none or no more of them.
+          cli.LastingError: it is a bad step, and the config allows none or no more of them.
         """
         if self._pending is None:
             return
@@ -224,19 +227,19 @@ class Meter:
             self._log.images(step, "input_target_prediction", rows)
 
     def _judge(self, step: int, values: dict[str, float], batch: Any) -> None:
-        """Raises `ValueError` if the run must not go on after a step of these `values`."""
+        """Raises `cli.LastingError` if the run must not go on after a step of these `values`."""
         config = self._config
         self._bad_in_a_row = self._bad_in_a_row + 1 if values["bad"] else 0
         gave = f"gave loss {values['loss']:g} and gradient norm {values['gradient_norm']:g}"
         if values["bad"] and config.bad_step == "stop":
             path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
             save_batch(path, batch)
-            raise ValueError(
+            raise cli.LastingError(
                 f"step {step} {gave}; its batch is in {path}; with config.bad_step = 'skip' "
                 "training goes on without such steps"
             )
         if self._bad_in_a_row >= config.max_bad_steps:
-            raise ValueError(
+            raise cli.LastingError(
                 f"{self._bad_in_a_row} steps in a row were bad, up to step {step}, which {gave}: "
                 "the run has diverged; start another with a lower config.optimizer.learning_rate, "
                 "or let this one try for longer with a higher config.max_bad_steps"
@@ -340,7 +343,9 @@ def leave(error: Exception) -> NoReturn:
         cli.say_error(str(error))
     else:
         traceback.print_exception(error)
-    os._exit(1)
+    # Of many processes' statuses a scheduler takes the first or the highest: one that lost another
+    # mustn't drown out why that one left, so it ends with no status of its own.
+    os._exit(cli.status_of(error))
 
 
 FLAGS = flags.FLAGS

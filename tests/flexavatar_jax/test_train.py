@@ -82,6 +82,10 @@ def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="accumulate"):
         train(tiny_config, tmp_path / "run")
     tiny_config.accumulate = 1
+    tiny_config.model.num_heads = 3
+    with pytest.raises(ValueError, match=r"model\.num_heads"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.model.num_heads = 2
     tiny_config.data.root = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(tiny_config, tmp_path / "run")
