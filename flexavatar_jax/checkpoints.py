@@ -29,8 +29,9 @@ from flexavatar_jax.head_template import HeadTemplate, load_template
 from flexavatar_jax.model import FlexAvatar
 
 CHANGEABLE = (
-    *("bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction", "data.root"),
-    *("data.workers", "eval", "frozen", "log", "max_bad_steps", "mesh", "rasterizer", "steps"),
+    *("accumulate", "bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction"),
+    *("data.root", "data.workers", "eval", "frozen", "log", "max_bad_steps", "mesh"),
+    *("model.remat", "rasterizer", "steps"),
 )
 """Config fields that may differ when a run goes on: they don't change what a step computes."""
 
