@@ -288,6 +288,8 @@ class StopSignal:
         self._asked = False
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._ask)
+        else:  # JAX tells all processes of a SIGTERM to one; mpirun passes SIGUSR1 on, not that
+            signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def _ask(self, *_: Any) -> None:
         self._asked = True

@@ -14,6 +14,8 @@ import yaml
 from experiment_file import write_experiment
 
 from configs import flex1
+from flexavatar_jax.checkpoints import Checkpoints
+from flexavatar_jax.train import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -58,6 +60,23 @@ def test_open_mpi_trains_with_two_ranks(arguments, tmp_path):
     assert "4 x cpu" in done.stdout
     assert "2 processes" in done.stdout
     assert_trained(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_open_mpi_recipe_saves_and_tells_the_scheduler(arguments, tmp_path):
+    if not shutil.which("mpirun"):
+        pytest.skip("Open MPI is not installed (Debian: openmpi-bin)")
+    command = [LAUNCH / "openmpi.sh", "-np", "2", "--oversubscribe", "--allow-run-as-root", "--"]
+    job = subprocess.Popen(
+        [*command, *arguments, "--config.steps=2000", "--config.checkpoint.every=1000"],
+        env=environment(),
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    while job.poll() is None and not log.exists():
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(timeout=300) == PREEMPTED
+    assert 0 < Checkpoints(tmp_path / "run", owned=False).latest_step < 1000
 
 
 def free_port() -> int:
