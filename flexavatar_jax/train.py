@@ -10,6 +10,7 @@ again, and ends with the same weights as one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -94,6 +95,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     meter = Meter(config, workdir, log)
     trace = Trace(workdir, wanted=profile)
     step_function, finished = None, False
+    perceptual_from = config.loss.perceptual_start if frozen.dino or frozen.sam else math.inf
 
     def save() -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}
@@ -104,8 +106,11 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             # The devices are still at the step before: batches are read and put meanwhile.
             with meter.waiting():
                 batch = place(next(data), mesh)
-            if step_function is None or step == config.loss.perceptual_start:
-                step_function = compile_step(program, state, frozen, batch, step, log, meter)
+            if step_function is None or step == perceptual_from:
+                perceptual = step >= perceptual_from
+                step_function = compile_step(
+                    program, state, frozen, batch, log, meter, perceptual=perceptual
+                )
             trace.before_step(state)
             state, metrics, preview = step_function(state, frozen, batch)
             step += 1
@@ -136,15 +141,14 @@ def compile_step(
     state: TrainState,
     frozen: FrozenNetworks,
     batch: Any,
-    step: int,
     log: MetricLog,
     meter: Meter,
+    *,
+    perceptual: bool,
 ) -> Any:
-    """Compiles the step that `step` needs, and says what takes the time and why."""
-    loss = program.config.loss
-    perceptual = step >= loss.perceptual_start and bool(loss.dino or loss.sam)
+    """Compiles the step, and says what takes the time and why."""
     what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
-    log.say(f"compiling the training step {what} (from step {step} on) ...")
+    log.say(f"compiling the training step {what} ...")
     begin = time.monotonic()
     compiled = program.jitted_step(perceptual=perceptual).lower(state, frozen, batch).compile()
     operations = flops.step_flops(
@@ -218,8 +222,8 @@ class Meter:
             if means["splat_overflow"] > 0:
                 self._log.say(
                     f"up to step {step}, {means['splat_overflow']:.3g} intersections of Gaussians "
-                    "with tiles a step and device had no room and were not drawn: the Gaussians "
-                    "are very large"
+                    "with tiles an image had no room and were not drawn: the Gaussians are very "
+                    "large"
                 )
             self._window, self._since, self._waited = [], time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:

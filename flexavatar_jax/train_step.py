@@ -282,7 +282,8 @@ def shard_losses(
             frozen,
             perceptual=perceptual,
         )
-    parts = {**parts, "splat_overflow": jnp.sum(out.overflow).astype(jnp.float32)}
+    # An image's, as all parts are means: over devices and micro-batches too.
+    parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}
     few = slice(0, config.log.images)
     row = [batch["input_image"][few], targets[few, 0], out.color[few, 0]]
     preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from experiment_file import write_experiment
 
+from flexavatar_jax import train_step
 from flexavatar_jax.checkpoints import Checkpoints, load_model, read_config
 from flexavatar_jax.metric_log import read_metrics
+from flexavatar_jax.render import render
 from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -47,8 +49,12 @@ def test_a_stopped_run_ends_with_the_weights_and_the_log_of_one_never_stopped(
     assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
 
 
-def test_each_line_of_the_log_says_how_fast_steps_are(tiny_config, tmp_path):
+def test_without_dino_and_sam_a_step_is_compiled_once_and_its_lines_say_how_fast_it_is(
+    tiny_config, tmp_path, capsys
+):
+    tiny_config.loss.perceptual_start = 2
     train(tiny_config, tmp_path)
+    assert capsys.readouterr().out.count("compiling the training step") == 1
     lines = read_metrics(tmp_path)
     for line in lines:
         assert line["examples_per_second"] == pytest.approx(2 / line["step_seconds"])
@@ -126,12 +132,20 @@ def test_too_little_room_is_told_before_a_checkpoint_is_begun(tiny_config, tmp_p
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
+def test_micro_batches_give_the_gradient_and_the_overflow_of_the_whole_batch(
+    tiny_config, tmp_path, monkeypatch
+):
+    def overflowing(*args, **kwargs):
+        out = render(*args, **kwargs)
+        return out._replace(overflow=out.overflow + 3)
+
+    monkeypatch.setattr(train_step, "render", overflowing)
     tiny_config.steps = 1
     train(tiny_config, tmp_path / "whole")
     tiny_config.accumulate = 2
     train(tiny_config, tmp_path / "micro")
     (whole,), (micro,) = (read_metrics(tmp_path / run) for run in ("whole", "micro"))
+    assert whole["splat_overflow"] == micro["splat_overflow"] == 3
     assert whole["loss"] == pytest.approx(micro["loss"], rel=1e-5)
     assert whole["gradient_norm"] == pytest.approx(micro["gradient_norm"], rel=1e-4)
 
