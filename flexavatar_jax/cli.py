@@ -19,8 +19,8 @@ from absl import app, flags, logging
 
 from kernels.writable import make_writable
 
-USER_ERRORS = (ValueError, OSError)
-"""What the package raises with a sentence for its user: wrong values, missing or broken files."""
+USER_ERRORS = (ValueError, OSError, ImportError)
+"""What a sentence is enough for: wrong values, missing or broken files, packages not installed."""
 
 
 class LastingError(ValueError):
@@ -38,7 +38,7 @@ def giving_up() -> Iterator[None]:
 
 def status_of(error: Exception) -> int:
     """The exit status of a command that `error` ended."""
-    return 2 if isinstance(error, LastingError | flags.Error) else 1
+    return 2 if isinstance(error, LastingError | ImportError | flags.Error) else 1
 
 
 def fail(error: Exception) -> NoReturn:

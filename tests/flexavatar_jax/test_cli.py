@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from flexavatar_jax import cli
@@ -94,6 +95,17 @@ def test_what_is_wrong_with_a_config_is_said_in_one_sentence(
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert expected.format(tmp=tmp_path) in message
+
+
+def test_a_package_that_is_not_installed_is_named_in_one_sentence(monkeypatch, capsys):
+    def main():
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "gcsfs", None)
+            epath.Path("gs://bucket/run").exists()
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.guard(main)
+    assert capsys.readouterr().err == "error: Please install gcsfs to access Google Storage\n"
 
 
 def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):

@@ -186,7 +186,8 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
     programs = {
         "gcloud": 'for a; do case "$a" in --command=*) exec bash -c "${a#--command=}"; esac; done',
         "git": 'mkdir "$3"; echo clone "$2" >> log',
-        "python3": "mkdir -p venv/bin; cp ../commands/pip ../commands/python venv/bin",
+        "python3": "[ $1 = -c ] || { mkdir -p venv/bin; cp ../commands/p{ip,ython} venv/bin; }",
+        "python3.10": "exit 1",
         "pip": "echo install >> log; [ ! -e broken ]",
         "python": "echo train >> ../log",
     }
@@ -196,8 +197,8 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
 
-    def launch(repository: str | None) -> tuple[int, list[str]]:
-        env = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    def launch(repository: str | None, python: str = "python3") -> tuple[int, list[str]]:
+        env = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHON": python}
         env = env | {"REPOSITORY": repository} if repository else env
         command = [LAUNCH / "cloud_tpu.sh", "flex1", "us-west4-a", "--workdir=run"]
         (host / "log").write_text("")
@@ -205,6 +206,7 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
         return done.returncode, (host / "log").read_text().splitlines()
 
     assert launch(repository=None) == (2, [])
+    assert launch("https://example.org/a b.git", python="python3.10") == (2, [])
     (host / "broken").touch()
     assert launch("https://example.org/a b.git") == (
         1,
