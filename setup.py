@@ -36,7 +36,8 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10"],
-    "tpu": ["jax[tpu]>=0.10"],
+    # Both for gs:// paths: gcsfs for checkpoints and logs, google-cloud-storage for tensorboardX.
+    "tpu": ["jax[tpu]>=0.10", "gcsfs>=2024.6", "google-cloud-storage>=2.10"],
     "test": [
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",

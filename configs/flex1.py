@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.bad_step = "skip"  # a loss or gradient that is not finite: "skip" (counted) or "stop"
+    config.max_bad_steps = 100  # so many in a row end the run: it has diverged
     config.max_gradient_norm = 0.0  # a larger one is a bad step too; 0: any finite norm is good
     config.rasterizer = "auto"  # kernels.rasterize's backend
 

@@ -29,8 +29,9 @@ from flexavatar_jax.head_template import HeadTemplate, load_template
 from flexavatar_jax.model import FlexAvatar
 
 CHANGEABLE = (
-    *("bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction", "data.root"),
-    *("data.workers", "eval", "frozen", "log", "mesh", "rasterizer", "steps"),
+    *("accumulate", "bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction"),
+    *("data.root", "data.workers", "eval", "frozen", "log", "max_bad_steps", "mesh"),
+    *("model.remat", "rasterizer", "steps"),
 )
 """Config fields that may differ when a run goes on: they don't change what a step computes."""
 
@@ -151,16 +152,21 @@ class Checkpoints:
     """Saves and restores a run: parameters, optimiser, data iterator, progress.
 
     Saving is asynchronous and sharded: each process writes its own shards while training goes on.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many checkpoints stay; older ones are removed as new ones are saved.
+      owned: whether what an earlier process left half-saved is removed. Readers don't own a run's
+        folder: its trainer may be saving right now.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, every: int = 1):
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 3, owned: bool = True):
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, save_interval_steps=every, cleanup_tmp_directories=True
-            ),
+        # Not Orbax's read_only, which warns the user of each of its own defaults.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=owned, create=owned
         )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -173,10 +179,8 @@ class Checkpoints:
         opt_state: Any = None,
         data: Any = None,
         progress: dict[str, Any] | None = None,
-        *,
-        force: bool = False,
-    ) -> bool:
-        """Starts saving the state after `step` steps if it is due or `force`d; says if it did.
+    ) -> None:
+        """Starts saving the state after `step` steps.
 
         Raises:
           OSError: this checkpoint, or the one before, cannot be written.
@@ -189,11 +193,9 @@ class Checkpoints:
             items["optimizer"] = ocp.args.StandardSave(_pure(opt_state))
         if data is not None:
             items["data"] = ocp.args.JsonSave(data.get_state())
-        if force and self._manager.latest_step() == step:
-            return False
         self._check_room(params, opt_state)
         with self._writing():
-            return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
         """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
@@ -318,7 +320,7 @@ def load_model(
     template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
     if not (epath.Path(workdir) / "checkpoints").exists():
         raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, owned=False)
     step = checkpoints.latest_step if step is None else step
     if step is None or not (checkpoints.directory / str(step)).exists():
         raise FileNotFoundError(

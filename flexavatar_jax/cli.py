@@ -1,15 +1,17 @@
 """How every command of the package starts, and how it tells its user what is wrong.
 
-A user's mistake ends a command with one sentence on stderr and a non-zero exit status; the stack
-trace is there for whoever sets FLEXAVATAR_TRACEBACK=1.
+A user's mistake ends a command with one sentence on stderr and a non-zero exit status: 2 if the
+same command would end so again (schedulers then give up), 1 if that isn't sure. The stack trace is
+there for whoever sets FLEXAVATAR_TRACEBACK=1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,16 +20,33 @@ from absl import app, flags, logging
 from kernels.writable import make_writable
 
 USER_ERRORS = (ValueError, OSError, ImportError)
-"""What the package raises with a sentence for its user: wrong values, missing or broken files,
-missing packages."""
+"""What a sentence is enough for: wrong values, missing or broken files, packages not installed."""
 
 
-def fail(error: Exception, status: int = 1) -> NoReturn:
-    """Prints `error` as one line on stderr and exits with `status`."""
+class LastingError(ValueError):
+    """What the same command would meet again: wrong arguments, a run that diverged."""
+
+
+@contextlib.contextmanager
+def giving_up() -> Iterator[None]:
+    """Turns a `ValueError` within into `LastingError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise LastingError(str(error)) from error
+
+
+def status_of(error: Exception) -> int:
+    """The exit status of a command that `error` ended."""
+    return 2 if isinstance(error, LastingError | ImportError | flags.Error) else 1
+
+
+def fail(error: Exception) -> NoReturn:
+    """Prints `error` as one line on stderr and exits with its status."""
     if os.environ.get("FLEXAVATAR_TRACEBACK"):
         raise error
     say_error(str(error))
-    sys.exit(status)
+    sys.exit(status_of(error))
 
 
 def say_error(message: str) -> None:
@@ -41,7 +60,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         check_config_file(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
-        fail(error, status=2)
+        fail(error)
     except (AttributeError, KeyError) as error:
         # ml_collections' whole message may be the field's name, with a suggestion or without.
         message = str(error.args[0] if error.args else error).replace("\\n", " ")
@@ -49,12 +68,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if unknown:
             name, suggestion = unknown.groups("")
             message = f"the config has no field {name}. {suggestion}".strip(" .")
-        fail(ValueError(f"in --config and its overrides: {message}"), status=2)
+        fail(LastingError(f"in --config and its overrides: {message}"))
     except SyntaxError as error:
         message = f"line {error.lineno} of {error.filename} is not Python ({error.msg}); correct it"
-        fail(ValueError(message), status=2)
+        fail(LastingError(message))
     except (TypeError, ValueError, OSError) as error:
-        fail(ValueError(f"in --config and its overrides: {error}"), status=2)
+        fail(LastingError(f"in --config and its overrides: {error}"))
 
 
 def check_config_file(argv: Sequence[str]) -> None:
@@ -106,7 +125,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
-            fail(ValueError(f"argument {argv[1]!r} is not known; --help lists the flags"), 2)
+            fail(LastingError(f"argument {argv[1]!r} is not known; --help lists the flags"))
         return guard(main)
 
     logging.set_verbosity(logging.WARNING)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.frame import EXPRESSION_SIZE
 from kernels.rasterizer import BACKENDS
 
 
@@ -52,6 +53,7 @@ RULES = {
     "accumulate": POSITIVE_COUNT,
     "steps": POSITIVE_COUNT,
     "bad_step": _one_of("skip", "stop"),
+    "max_bad_steps": POSITIVE_COUNT,
     "max_gradient_norm": NOT_NEGATIVE,
     "rasterizer": _one_of("auto", *BACKENDS),
     "model.image_size": POSITIVE_COUNT,
@@ -62,6 +64,10 @@ RULES = {
     "model.encoder_depth": POSITIVE_COUNT,
     "model.decoder_depth": POSITIVE_COUNT,
     "model.head_tokens": POSITIVE_COUNT,
+    "model.expression_size": Rule(
+        f"{EXPRESSION_SIZE}, the length of the expression codes of all data",
+        lambda x: x == EXPRESSION_SIZE,
+    ),
     "model.expression_hidden": POSITIVE_COUNT,
     "model.expression_tokens": POSITIVE_COUNT,
     "model.num_sources": Rule(
@@ -131,11 +137,28 @@ def check_config(config: ConfigDict) -> None:
             f"config.model.image_size ({config.model.image_size}) and config.data.image_size "
             f"({config.data.image_size}) must be the same: the model sees the data's images"
         )
-    if not any(config.loss[name] for name in ("l1", "mse", "ssim", "dino", "sam")):
-        raise ValueError("every weight of config.loss is 0; give one of l1, mse, ssim a weight")
-    warmup, decay = config.optimizer.warmup_steps, config.optimizer.decay_steps
+    loss, optimizer = config.loss, config.optimizer
+    if not any((loss.l1, loss.mse, loss.ssim)):
+        if not any((loss.dino, loss.sam)):
+            raise ValueError("every weight of config.loss is 0; give one of l1, mse, ssim a weight")
+        if loss.perceptual_start:
+            raise ValueError(
+                "config.loss asks for nothing before dino and sam set in, at perceptual_start = "
+                f"{loss.perceptual_start}; give one of l1, mse, ssim a weight, or start at 0"
+            )
+    warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
     if decay and decay <= warmup:
         raise ValueError(
             f"config.optimizer.decay_steps ({decay}) must be more than warmup_steps ({warmup}), "
             "which it includes, or 0 for a constant rate"
+        )
+    if decay and config.steps > decay and not optimizer.final_learning_rate:
+        raise ValueError(
+            f"config.steps ({config.steps}) is more than config.optimizer.decay_steps ({decay}), "
+            "from where on the learning rate is 0; raise decay_steps or final_learning_rate"
+        )
+    if optimizer.final_learning_rate and not decay:
+        raise ValueError(
+            f"config.optimizer.final_learning_rate ({optimizer.final_learning_rate}) is never "
+            "reached with decay_steps = 0, a constant rate; give decay_steps, or 0 for both"
         )

@@ -126,7 +126,7 @@ def _section_people(folder: epath.Path, people: list[TestPerson]) -> str:
 
 
 def _section_training(folder: epath.Path, config: ConfigDict) -> str:
-    lines = read_metrics(folder.parent)
+    lines = [line for line in read_metrics(folder.parent) if np.isfinite(line["loss"])]
     if len(lines) < 2:
         return ""
     steps = np.array([line["step"] for line in lines], float)

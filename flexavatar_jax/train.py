@@ -10,6 +10,7 @@ again, and ends with the same weights as one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -50,35 +51,38 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     `profile` writes a trace of a few steps to `workdir`/profile.
 
     Raises:
-      ValueError, OSError: what the user has to mend (config, data, folder, checkpoint).
+      cli.LastingError: a config that cannot be meant, or a run that diverged.
+      ValueError, OSError: what else the user has to mend (data, folder, checkpoint).
     """
-    check_config(config)
-    choose_backend(config.rasterizer)
-    mesh = make_mesh(**config.mesh)
-    template = open_workdir(workdir, config)
-    program = TrainProgram.create(config, mesh, template)
-    share, shares = batch_share(mesh)
-    data = make_iterator(
-        config.data,
-        seed=config.seed,
-        global_batch=config.batch,
-        process_index=share,
-        process_count=shares,
-    )
-    frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
+    with cli.giving_up():
+        check_config(config)
+        choose_backend(config.rasterizer)
+        mesh = make_mesh(**config.mesh)
+        template = open_workdir(workdir, config)
+        program = TrainProgram.create(config, mesh, template)
+        abstract = program.abstract_state
+        share, shares = batch_share(mesh)
+        data = make_iterator(
+            config.data,
+            seed=config.seed,
+            global_batch=config.batch,
+            process_index=share,
+            process_count=shares,
+        )
+        frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
     claim_workdir(workdir, config, template)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, every=config.checkpoint.every)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
 
     step = checkpoints.latest_step
     if step is None or checkpoints.is_import(step):
         state, seconds = program.init(), 0.0
         if step is not None:  # imported weights: fine-tune them from step 0
-            params = checkpoints.restore_params(step, program.abstract_state.params)
+            params = checkpoints.restore_params(step, abstract.params)
             state = state._replace(params=params)
         step = 0
     else:
         params, opt_state, progress = checkpoints.restore_run(
-            step, program.abstract_state.params, program.abstract_state.opt_state, data
+            step, abstract.params, abstract.opt_state, data
         )
         number = jax.device_put(np.int32(step), program.state_sharding.step)
         skipped = jax.device_put(np.int32(progress["skipped"]), program.state_sharding.skipped)
@@ -91,18 +95,22 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     meter = Meter(config, workdir, log)
     trace = Trace(workdir, wanted=profile)
     step_function, finished = None, False
+    perceptual_from = config.loss.perceptual_start if frozen.dino or frozen.sam else math.inf
 
-    def save(force: bool = False) -> None:
+    def save() -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}
-        checkpoints.save(step, state.params, state.opt_state, data, progress, force=force)
+        checkpoints.save(step, state.params, state.opt_state, data, progress)
 
     try:
         while step < config.steps:
             # The devices are still at the step before: batches are read and put meanwhile.
             with meter.waiting():
                 batch = place(next(data), mesh)
-            if step_function is None or step == config.loss.perceptual_start:
-                step_function = compile_step(program, state, frozen, batch, step, log, meter)
+            if step_function is None or step == perceptual_from:
+                perceptual = step >= perceptual_from
+                step_function = compile_step(
+                    program, state, frozen, batch, log, meter, perceptual=perceptual
+                )
             trace.before_step(state)
             state, metrics, preview = step_function(state, frozen, batch)
             step += 1
@@ -110,11 +118,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             meter.add(step, metrics, preview, batch)
             stopping = stop_asked.is_set(step, checkpoints)
             if stopping or step == config.steps or step % config.checkpoint.every == 0:
-                save(force=True)
+                save()
             if stopping and step < config.steps:
-                log.say(f"stopped at step {step} as asked; the same command goes on from there")
-                finished = True
-                return PREEMPTED
+                break
         meter.flush()
         finished = True
     finally:
@@ -124,6 +130,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             checkpoints.wait()
             checkpoints.close()
         log.close()
+    if step < config.steps:
+        log.say(f"stopped at step {step} as asked; the same command goes on from there")
+        return PREEMPTED
     return 0
 
 
@@ -132,15 +141,14 @@ def compile_step(
     state: TrainState,
     frozen: FrozenNetworks,
     batch: Any,
-    step: int,
     log: MetricLog,
     meter: Meter,
+    *,
+    perceptual: bool,
 ) -> Any:
-    """Compiles the step that `step` needs, and says what takes the time and why."""
-    loss = program.config.loss
-    perceptual = step >= loss.perceptual_start and bool(loss.dino or loss.sam)
+    """Compiles the step, and says what takes the time and why."""
     what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
-    log.say(f"compiling the training step {what} (from step {step} on) ...")
+    log.say(f"compiling the training step {what} ...")
     begin = time.monotonic()
     compiled = program.jitted_step(perceptual=perceptual).lower(state, frozen, batch).compile()
     operations = flops.step_flops(
@@ -167,8 +175,8 @@ class Meter:
     def __init__(self, config: ConfigDict, workdir: epath.PathLike, log: MetricLog):
         self._config, self._workdir, self._log = config, epath.Path(workdir), log
         self._pending: tuple | None = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._window: list[dict[str, float]] = []
+        self._bad_in_a_row = 0
         self._since = time.monotonic()
         self._waited = 0.0
         self._operations = 0.0
@@ -190,48 +198,66 @@ class Meter:
         self._pending = (step, metrics, preview, batch)
 
     def flush(self) -> None:
-        """Takes in the step that is pending; logs if one is due."""
+        """Takes in the step that is pending; logs if one is due.
+
+        Raises:
+          cli.LastingError: it is a bad step, and the config allows none or no more of them.
+        """
         if self._pending is None:
             return
         (step, metrics, preview, batch), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        if self._config.bad_step == "stop" and values["skipped"] > 0:
-            path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
-            save_batch(path, batch)
-            raise ValueError(
-                f"step {step} gave loss {values['loss']:g} and gradient norm "
-                f"{values['gradient_norm']:g}; its batch is in {path}; with config.bad_step = "
-                "'skip' training goes on without such steps"
-            )
-        finite = np.isfinite(values["loss"])
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value if finite else 0.0)
-        self._count += finite
+        self._judge(step, values, batch)
+        self._window.append(values)
         if step % self._config.log.every == 0 or step == self._config.steps:
-            seconds = (time.monotonic() - self._since) / max(self._count, 1)
-            means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
+            # Of all steps of the window, DINO's and SAM's losses may be of the last ones alone.
+            means = {
+                name: finite_mean([at[name] for at in self._window if name in at])
+                for name in values
+                if name != "bad"
+            }
             means["skipped"] = values["skipped"]
-            means |= self._speed(seconds)
+            means |= self._speed()
             self._log.scalars(step, means)
-            if means.get("splat_overflow"):
+            if means["splat_overflow"] > 0:
                 self._log.say(
                     f"up to step {step}, {means['splat_overflow']:.3g} intersections of Gaussians "
-                    "with tiles a step and device had no room and were not drawn: the Gaussians "
-                    "are very large"
+                    "with tiles an image had no room and were not drawn: the Gaussians are very "
+                    "large"
                 )
-            self._sums, self._count, self._since, self._waited = {}, 0, time.monotonic(), 0.0
+            self._window, self._since, self._waited = [], time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:
             rows = np.asarray(preview.addressable_shards[0].data)
             self._log.images(step, "input_target_prediction", rows)
 
-    def _speed(self, seconds: float) -> dict[str, float]:
-        """How fast steps of `seconds` are, and how long each waited for input."""
-        device = jax.local_devices()[0]
+    def _judge(self, step: int, values: dict[str, float], batch: Any) -> None:
+        """Raises `cli.LastingError` if the run must not go on after a step of these `values`."""
+        config = self._config
+        self._bad_in_a_row = self._bad_in_a_row + 1 if values["bad"] else 0
+        gave = f"gave loss {values['loss']:g} and gradient norm {values['gradient_norm']:g}"
+        if values["bad"] and config.bad_step == "stop":
+            path = self._workdir / f"bad_step_{step}_process_{jax.process_index()}.npz"
+            save_batch(path, batch)
+            raise cli.LastingError(
+                f"step {step} {gave}; its batch is in {path}; with config.bad_step = 'skip' "
+                "training goes on without such steps"
+            )
+        if self._bad_in_a_row >= config.max_bad_steps:
+            raise cli.LastingError(
+                f"{self._bad_in_a_row} steps in a row were bad, up to step {step}, which {gave}: "
+                "the run has diverged; start another with a lower config.optimizer.learning_rate, "
+                "or let this one try for longer with a higher config.max_bad_steps"
+            )
+
+    def _speed(self) -> dict[str, float]:
+        """How long a step of the window took, and how much of that it waited for input."""
+        device, steps = jax.local_devices()[0], len(self._window)
+        seconds = (time.monotonic() - self._since) / steps
         rate = self._operations / seconds / jax.device_count()
         speed = {
             "step_seconds": seconds,
             "examples_per_second": self._config.batch / seconds,
-            "input_wait_seconds": self._waited / max(self._count, 1),
+            "input_wait_seconds": self._waited / steps,
             "tflops_per_device": rate / 1e12,
         }
         if peak := flops.peak(device):
@@ -240,6 +266,12 @@ class Meter:
         if memory := device.memory_stats():
             speed["device_gib"] = memory["peak_bytes_in_use"] / 2**30
         return speed
+
+
+def finite_mean(values: list[float]) -> float:
+    """The mean of those that are finite; NaN if none is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return sum(finite) / len(finite) if finite else float("nan")
 
 
 def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:
@@ -260,6 +292,8 @@ class StopSignal:
         self._asked = False
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._ask)
+        else:  # JAX tells all processes of a SIGTERM to one; mpirun passes SIGUSR1 on, not that
+            signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
@@ -315,7 +349,9 @@ def leave(error: Exception) -> NoReturn:
         cli.say_error(str(error))
     else:
         traceback.print_exception(error)
-    os._exit(1)
+    # Of many processes' statuses a scheduler takes the first or the highest: one that lost another
+    # mustn't drown out why that one left, so it ends with no status of its own.
+    os._exit(cli.status_of(error))
 
 
 FLAGS = flags.FLAGS

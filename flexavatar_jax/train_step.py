@@ -184,6 +184,7 @@ class TrainProgram:
         """One step from a batch as the pipeline makes it (uint8 images).
 
         Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
+        The metric `bad` is 1 if this step was skipped, else 0; `skipped` counts all such steps.
         """
         bad_records = jnp.sum(batch["bad_records"])
         with jax.named_scope("augmentation"):
@@ -211,10 +212,11 @@ class TrainProgram:
             total, previews = jax.lax.scan(add, zeros, micro)
             loss, parts, gradient = jax.tree.map(lambda x: x / accumulate, total)
             preview = previews[0]
+        skipped = state.skipped
         with jax.named_scope("optimizer"):
             state, norm = self._update(state, loss, gradient)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm}
-        metrics |= {"skipped": state.skipped, "bad_records": bad_records}
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "bad_records": bad_records}
+        metrics |= {"bad": state.skipped - skipped, "skipped": state.skipped}
         return state, metrics, preview
 
     def _update(
@@ -280,7 +282,8 @@ def shard_losses(
             frozen,
             perceptual=perceptual,
         )
-    parts = {**parts, "splat_overflow": jnp.sum(out.overflow).astype(jnp.float32)}
+    # An image's, as all parts are means: over devices and micro-batches too.
+    parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}
     few = slice(0, config.log.images)
     row = [batch["input_image"][few], targets[few, 0], out.color[few, 0]]
     preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)

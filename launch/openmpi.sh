@@ -5,8 +5,8 @@
 #       --config configs/flex1.py --workdir /shared/runs/flex1 \
 #       --config.batch=80 --config.mesh.fsdp=16
 #
-# MPI starts the processes and tells JAX who they are; it moves no data. A run that was asked to stop
-# (SIGTERM to mpirun) saves; give the same command again and it goes on.
+# MPI starts the processes and tells JAX who they are; it moves no data. On SIGTERM to this script all
+# of them save and it exits with status 75; give the same command again and the run goes on.
 set -euo pipefail
 
 mpi=()
@@ -19,4 +19,13 @@ if [ $# -eq 0 ]; then
     exit 2
 fi
 shift
-exec mpirun "${mpi[@]}" python3 -m flexavatar_jax.train --distributed "$@"
+mpirun "${mpi[@]}" python3 -m flexavatar_jax.train --distributed "$@" &
+# mpirun kills what hasn't ended a second after SIGTERM; SIGUSR1 it only passes on.
+trap 'kill -USR1 $!' TERM
+status=0
+wait $! || status=$?
+while kill -0 $! 2>/dev/null; do  # the signal ended the wait, not the run
+    status=0
+    wait $! || status=$?
+done
+exit "$status"

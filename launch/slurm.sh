@@ -6,7 +6,8 @@
 #       --config.batch=80 --config.mesh.fsdp=16
 #
 # JAX learns from Slurm who the processes are. Before the time limit, or when the job is preempted,
-# all of them get SIGTERM, save and exit with status 75, which puts the job back into the queue.
+# all of them get SIGTERM, save and exit with status 75, which puts the job back into the queue; where
+# a node is lost, --requeue does.
 #SBATCH --job-name=flexavatar
 #SBATCH --signal=TERM@300
 #SBATCH --requeue

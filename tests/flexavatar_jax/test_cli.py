@@ -1,10 +1,11 @@
-"""A user's mistake on the command line gets one sentence and a non-zero exit status."""
+"""A user's mistake on the command line gets one sentence and a status that says what to do."""
 
 import subprocess
 import sys
 
 import pytest
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from flexavatar_jax import cli
@@ -13,40 +14,46 @@ MISTAKES = {
     "a config field that does not exist": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.model.widht=4"],
         "widht",
+        2,
     ),
     "a value of the wrong type": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.batch=four"],
         "four",
+        2,
     ),
     "a config file that does not exist": (
         ["--config=configs/no_such.py", "--workdir={tmp}/run"],
         "configs/no_such.py",
+        2,
     ),
-    "no workdir": (["--config=configs/demo.py"], "workdir"),
-    "an unknown flag": (["--config=configs/demo.py", "--workdir={tmp}/run", "--foo=1"], "foo"),
+    "no workdir": (["--config=configs/demo.py"], "workdir", 2),
+    "an unknown flag": (["--config=configs/demo.py", "--workdir={tmp}/run", "--foo=1"], "foo", 2),
     "data that is not there": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.data.root={tmp}/none"],
         "{tmp}/none",
+        1,  # it may be there the next time
     ),
     "a batch that the mesh cannot split": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.accumulate=5"],
         "config.batch",
+        2,
     ),
     "a mesh of more devices than there are": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.mesh.fsdp=3"],
         "config.mesh",
+        2,
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_training_names_the_mistake_in_one_sentence(mistake, tmp_path):
-    arguments, expected = MISTAKES[mistake]
+    arguments, expected, status = MISTAKES[mistake]
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "flexavatar_jax.train", *arguments], capture_output=True, text=True
     )
-    assert done.returncode not in (0, None)
+    assert done.returncode == status
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -88,6 +95,17 @@ def test_what_is_wrong_with_a_config_is_said_in_one_sentence(
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert expected.format(tmp=tmp_path) in message
+
+
+def test_a_package_that_is_not_installed_is_named_in_one_sentence(monkeypatch, capsys):
+    def main():
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "gcsfs", None)
+            epath.Path("gs://bucket/run").exists()
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.guard(main)
+    assert capsys.readouterr().err == "error: Please install gcsfs to access Google Storage\n"
 
 
 def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):

@@ -30,6 +30,7 @@ def test_configs_that_ship_pass_and_every_rule_has_its_field(module):
         ("rasterizer", "opengl", "pallas_tpu"),
         ("model.patch_size", 0, "1 or more"),
         ("model.decoder_depth", -1, "1 or more"),
+        ("model.expression_size", 100, "135, the length of the expression codes"),
         ("model.num_sources", 1, "bias sink"),
         ("model.upsampler_channels", (-3,), "positive number"),
         ("model.dtype", "int32", "bfloat16"),
@@ -57,16 +58,35 @@ def test_a_field_that_cannot_be_meant_is_named_with_what_it_must_be(field, value
         check_config(config)
 
 
-def test_fields_that_contradict_each_other():
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.image_size": 256}, r"config\.data\.image_size"),
+        ({"optimizer.warmup_steps": 100, "optimizer.decay_steps": 100}, "more than warmup_steps"),
+        ({"optimizer.decay_steps": 999_999}, "from where on the learning rate is 0"),
+        ({"optimizer.final_learning_rate": 1e-5}, "is never reached"),
+        ({f"loss.{name}": 0.0 for name in ("l1", "ssim", "dino", "sam")}, "every weight"),
+        ({"loss.l1": 0.0, "loss.ssim": 0.0}, r"asks for nothing before .* = 400000"),
+    ],
+)
+def test_fields_that_contradict_each_other(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        check_config(changed(changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.decay_steps": 1_000_000},
+        {"optimizer.decay_steps": 500_000, "optimizer.final_learning_rate": 1e-5},
+        {"loss.l1": 0.0, "loss.ssim": 0.0, "loss.perceptual_start": 0},
+    ],
+)
+def test_what_looks_like_it_but_can_be_meant(changes):
+    check_config(changed(changes))
+
+
+def changed(changes):
     config = flex1.get_config()
-    config.data.image_size = 256
-    with pytest.raises(ValueError, match=r"config\.data\.image_size"):
-        check_config(config)
-    config = flex1.get_config()
-    config.optimizer.update(warmup_steps=100, decay_steps=100)
-    with pytest.raises(ValueError, match="decay_steps"):
-        check_config(config)
-    config = flex1.get_config()
-    config.loss.update(l1=0.0, ssim=0.0, dino=0.0, sam=0.0)
-    with pytest.raises(ValueError, match="every weight"):
-        check_config(config)
+    config.update_from_flattened_dict(changes)
+    return config

@@ -14,6 +14,8 @@ import yaml
 from experiment_file import write_experiment
 
 from configs import flex1
+from flexavatar_jax.checkpoints import Checkpoints
+from flexavatar_jax.train import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -58,6 +60,23 @@ def test_open_mpi_trains_with_two_ranks(arguments, tmp_path):
     assert "4 x cpu" in done.stdout
     assert "2 processes" in done.stdout
     assert_trained(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_open_mpi_recipe_saves_and_tells_the_scheduler(arguments, tmp_path):
+    if not shutil.which("mpirun"):
+        pytest.skip("Open MPI is not installed (Debian: openmpi-bin)")
+    command = [LAUNCH / "openmpi.sh", "-np", "2", "--oversubscribe", "--allow-run-as-root", "--"]
+    job = subprocess.Popen(
+        [*command, *arguments, "--config.steps=2000", "--config.checkpoint.every=1000"],
+        env=environment(),
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    while job.poll() is None and not log.exists():
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(timeout=300) == PREEMPTED
+    assert 0 < Checkpoints(tmp_path / "run", owned=False).latest_step < 1000
 
 
 def free_port() -> int:
@@ -167,7 +186,8 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
     programs = {
         "gcloud": 'for a; do case "$a" in --command=*) exec bash -c "${a#--command=}"; esac; done',
         "git": 'mkdir "$3"; echo clone "$2" >> log',
-        "python3": "mkdir -p venv/bin; cp ../commands/pip ../commands/python venv/bin",
+        "python3": "[ $1 = -c ] || { mkdir -p venv/bin; cp ../commands/p{ip,ython} venv/bin; }",
+        "python3.10": "exit 1",
         "pip": "echo install >> log; [ ! -e broken ]",
         "python": "echo train >> ../log",
     }
@@ -177,8 +197,8 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
 
-    def launch(repository: str | None) -> tuple[int, list[str]]:
-        env = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    def launch(repository: str | None, python: str = "python3") -> tuple[int, list[str]]:
+        env = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHON": python}
         env = env | {"REPOSITORY": repository} if repository else env
         command = [LAUNCH / "cloud_tpu.sh", "flex1", "us-west4-a", "--workdir=run"]
         (host / "log").write_text("")
@@ -186,6 +206,7 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
         return done.returncode, (host / "log").read_text().splitlines()
 
     assert launch(repository=None) == (2, [])
+    assert launch("https://example.org/a b.git", python="python3.10") == (2, [])
     (host / "broken").touch()
     assert launch("https://example.org/a b.git") == (
         1,

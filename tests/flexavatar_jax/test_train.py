@@ -1,6 +1,7 @@
 """Training: it learns, it goes on where it was stopped, and it is the same run on any mesh."""
 
-import json
+import itertools
+import math
 import os
 import shutil
 import signal
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 from experiment_file import write_experiment
 
+from flexavatar_jax import train_step
 from flexavatar_jax.checkpoints import Checkpoints, load_model, read_config
-from flexavatar_jax.train import PREEMPTED, train
+from flexavatar_jax.metric_log import read_metrics
+from flexavatar_jax.render import render
+from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,20 +35,27 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_stopped_run_ends_with_the_weights_of_one_never_stopped(tiny_config, tmp_path):
+def test_a_stopped_run_ends_with_the_weights_and_the_log_of_one_never_stopped(
+    tiny_config, tmp_path, monkeypatch
+):
     assert train(tiny_config, tmp_path / "whole") == 0
-    tiny_config.steps = 2
-    assert train(tiny_config, tmp_path / "parts") == 0
-    tiny_config.steps = 4
+    with monkeypatch.context() as asked:
+        asked.setattr(StopSignal, "is_set", lambda self, step, checkpoints: step == 3)
+        assert train(tiny_config, tmp_path / "parts") == PREEMPTED
     assert train(tiny_config, tmp_path / "parts") == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    whole, parts = (read_metrics(tmp_path / run) for run in ("whole", "parts"))
+    assert [line["step"] for line in parts] == [1, 2, 3, 4]
+    assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
 
 
-def test_each_line_of_the_log_says_how_fast_steps_are(tiny_config, tmp_path):
+def test_without_dino_and_sam_a_step_is_compiled_once_and_its_lines_say_how_fast_it_is(
+    tiny_config, tmp_path, capsys
+):
+    tiny_config.loss.perceptual_start = 2
     train(tiny_config, tmp_path)
-    lines = list(map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()))
+    assert capsys.readouterr().out.count("compiling the training step") == 1
+    lines = read_metrics(tmp_path)
     for line in lines:
         assert line["examples_per_second"] == pytest.approx(2 / line["step_seconds"])
         assert 0 < line["tflops_per_device"] < 10
@@ -77,6 +88,10 @@ def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="accumulate"):
         train(tiny_config, tmp_path / "run")
     tiny_config.accumulate = 1
+    tiny_config.model.num_heads = 3
+    with pytest.raises(ValueError, match=r"model\.num_heads"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.model.num_heads = 2
     tiny_config.data.root = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(tiny_config, tmp_path / "run")
@@ -117,17 +132,22 @@ def test_too_little_room_is_told_before_a_checkpoint_is_begun(tiny_config, tmp_p
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
+def test_micro_batches_give_the_gradient_and_the_overflow_of_the_whole_batch(
+    tiny_config, tmp_path, monkeypatch
+):
+    def overflowing(*args, **kwargs):
+        out = render(*args, **kwargs)
+        return out._replace(overflow=out.overflow + 3)
+
+    monkeypatch.setattr(train_step, "render", overflowing)
     tiny_config.steps = 1
     train(tiny_config, tmp_path / "whole")
     tiny_config.accumulate = 2
     train(tiny_config, tmp_path / "micro")
-    losses = [
-        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0])
-        for run in ("whole", "micro")
-    ]
-    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)
-    assert losses[0]["gradient_norm"] == pytest.approx(losses[1]["gradient_norm"], rel=1e-4)
+    (whole,), (micro,) = (read_metrics(tmp_path / run) for run in ("whole", "micro"))
+    assert whole["splat_overflow"] == micro["splat_overflow"] == 3
+    assert whole["loss"] == pytest.approx(micro["loss"], rel=1e-5)
+    assert whole["gradient_norm"] == pytest.approx(micro["gradient_norm"], rel=1e-4)
 
 
 def test_a_step_whose_gradient_is_beyond_bounds_changes_nothing_and_is_counted(
@@ -136,8 +156,7 @@ def test_a_step_whose_gradient_is_beyond_bounds_changes_nothing_and_is_counted(
     tiny_config.steps, tiny_config.checkpoint.every = 2, 1
     tiny_config.max_gradient_norm = 1e-9
     train(tiny_config, tmp_path)
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["skipped"] == 2
+    assert read_metrics(tmp_path)[-1]["skipped"] == 2
     first, second = (load_model(tmp_path, step).model for step in (1, 2))
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
@@ -149,6 +168,53 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
         train(tiny_config, tmp_path)
     with np.load(tmp_path / "bad_step_1_process_0.npz") as batch:
         assert batch["target_image"].shape == (2, 2, 32, 32, 3)
+
+
+GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}
+BAD = GOOD | {"loss": math.nan, "gradient_norm": math.inf, "bad": 1}
+
+
+class Lines(dict):
+    """In place of a run's log: the metrics by their step."""
+
+    scalars = dict.__setitem__
+
+
+def measure(config, workdir, steps) -> Lines:
+    """What a run logs whose steps have the metrics `steps`."""
+    config.steps, config.log.images_every = len(steps) + 1, len(steps) + 1
+    lines = Lines()
+    meter = Meter(config, workdir, lines)
+    for number, metrics in enumerate(steps, start=1):
+        meter.add(number, metrics, preview=None, batch={})
+    meter.flush()
+    return lines
+
+
+def test_a_bad_step_of_before_a_restart_does_not_stop_the_run_again(tiny_config, tmp_path):
+    tiny_config.bad_step = "stop"
+    measure(tiny_config, tmp_path, [GOOD | {"skipped": 1}] * 2)
+
+
+def test_bad_steps_leave_the_logged_means_alone_but_not_the_time(
+    tiny_config, tmp_path, monkeypatch
+):
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    tiny_config.log.every = 4
+    lines = measure(tiny_config, tmp_path, [GOOD, BAD, BAD, GOOD | {"loss": 0.7}, *[BAD] * 4])
+    assert lines[4]["loss"] == pytest.approx(0.6)
+    assert lines[4]["gradient_norm"] == 1.0
+    assert math.isnan(lines[8]["loss"])
+    # The clock ticks when it is read: as the window begins and as it ends.
+    assert lines[4]["step_seconds"] == 1 / 4
+
+
+def test_a_run_of_bad_steps_ends_the_run(tiny_config, tmp_path):
+    tiny_config.max_bad_steps = 3
+    measure(tiny_config, tmp_path, [BAD, BAD, GOOD, BAD, BAD])
+    with pytest.raises(ValueError, match=r"3 steps in a row were bad, up to step 4, .* diverged"):
+        measure(tiny_config, tmp_path, [GOOD, BAD, BAD, BAD])
 
 
 @pytest.mark.slow
