@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # folder of a run or of an import, whose weights training starts with
     config.batch = 20  # examples a step, over all devices
     config.accumulate = 1  # micro-batches a step
     config.steps = 1_000_000

@@ -4,8 +4,9 @@
     WORKDIR/template.obj             the head template the Gaussians are bound to
     WORKDIR/checkpoints/STEP/        params, optimizer, data (Grain's iterator), progress
 
-Imported weights use the same layout with `params` alone, so training, evaluation and avatars
-restore either. Orbax writes a checkpoint under a temporary name and renames it when it is whole.
+Imported weights use the same layout with `params` alone: evaluation and avatars restore either, and
+training starts from either (`config.init_from`). Orbax writes a checkpoint under a temporary name
+and renames it when it is whole.
 """
 
 from __future__ import annotations
@@ -61,10 +62,16 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
     Writes nothing, so that a config which turns out wrong claims no folder.
 
     Raises:
-      ValueError: the folder holds a run of another config (names the first field that differs).
-      OSError: the template cannot be read.
+      ValueError: the folder holds an import, or a run of another config (names the first field that
+        differs); `config.init_from` holds another model.
+      OSError: the template, or `config.init_from`, cannot be read.
     """
     workdir = epath.Path(workdir)
+    if is_import(workdir):
+        raise ValueError(
+            f"--workdir {workdir} holds imported weights; to train from them, give another "
+            f"--workdir, and --config.init_from={workdir}"
+        )
     is_new = not (workdir / "config.json").exists()
     # All look before the first of them writes.
     _wait_for_all("workdir looked at")
@@ -73,6 +80,8 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
             raise ValueError(
                 f"{workdir} holds checkpoints but no config.json; use another --workdir"
             )
+        if config.init_from:
+            return _template_of(config.init_from, config)
         return load_template(config.model.template)
     difference = first_difference(read_config(workdir), config)
     if difference:
@@ -82,6 +91,26 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
             "choose another --workdir, or the config it was started with"
         )
     return load_template(os.fspath(workdir / "template.obj"))
+
+
+def is_import(workdir: epath.PathLike) -> bool:
+    """Whether a folder holds imported weights: to start from, not a run to go on with."""
+    start = epath.Path(workdir) / "checkpoints" / "0"
+    return start.exists() and not any((start / x).exists() for x in ("optimizer", "data"))
+
+
+def _template_of(source: str, config: ml_collections.ConfigDict) -> HeadTemplate:
+    """The head template of the weights that a run starts with, if they are of its model."""
+    models = [ml_collections.ConfigDict({"model": c.model}) for c in (read_config(source), config)]
+    # Parameters are float32, whatever is computed in.
+    models[0].model.dtype = config.model.dtype
+    if difference := first_difference(*models):
+        field, old, new = difference
+        raise ValueError(
+            f"config.init_from = {source} holds a model whose config.{field} is {old}, not {new}; "
+            "train the model that it holds"
+        )
+    return load_template(os.fspath(epath.Path(source) / "template.obj"))
 
 
 def claim_workdir(
@@ -210,7 +239,11 @@ class Checkpoints:
     def restore_run(
         self, step: int, abstract_params: nnx.State, abstract_opt_state: Any, data: Any
     ) -> tuple[nnx.State, Any, dict[str, Any]]:
-        """Parameters, optimiser state and progress; `data`'s iterator is set to where it was."""
+        """Parameters, optimiser state and progress; `data`'s iterator is set to where it was.
+
+        Raises:
+          ValueError: the checkpoint is incomplete or of another model.
+        """
         restored = self._restore(
             step,
             params=ocp.args.StandardRestore(nnx.to_pure_dict(abstract_params)),
@@ -227,21 +260,6 @@ class Checkpoints:
 
     def progress(self, step: int) -> dict[str, Any]:
         return self._restore(step, progress=ocp.args.JsonRestore())["progress"] or {}
-
-    def is_import(self, step: int) -> bool:
-        """Whether the checkpoint holds imported weights: to fine-tune, not a run to go on with.
-
-        Raises:
-          ValueError: it is a run's, but a part of it is gone.
-        """
-        folder = self.directory / str(step)
-        missing = [part for part in ("optimizer", "data") if not (folder / part).exists()]
-        if len(missing) == 1 or (missing and step > 0):
-            raise ValueError(
-                f"the checkpoint {folder} is incomplete: it has no {' and no '.join(missing)}; "
-                "move it away to go on from the one before"
-            )
-        return bool(missing)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the scheduler announced (on any host) that it is about to stop this job."""
@@ -295,6 +313,34 @@ class Checkpoints:
             ) from error
 
 
+def read_params(workdir: epath.PathLike, abstract: nnx.State) -> nnx.State:
+    """The newest parameters in a run's or an import's folder, laid out as `abstract` asks.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it is damaged or of another model.
+    """
+    with contextlib.closing(open_checkpoints(workdir)) as checkpoints:
+        return checkpoints.restore_params(checkpoints.latest_step, abstract)
+
+
+def open_checkpoints(workdir: epath.PathLike, step: int | None = None) -> Checkpoints:
+    """Checkpoints of a folder that someone else may be training in.
+
+    Raises:
+      FileNotFoundError: there is none, or none of `step`.
+    """
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
+    checkpoints = Checkpoints(workdir, owned=False)
+    step = checkpoints.latest_step if step is None else step
+    if step is None or not (checkpoints.directory / str(step)).exists():
+        raise FileNotFoundError(
+            f"{checkpoints.directory} has no checkpoint" + (f" of step {step}" if step else "")
+        )
+    return checkpoints
+
+
 def load_model(
     workdir: epath.PathLike,
     step: int | None = None,
@@ -318,14 +364,8 @@ def load_model(
     if dinov2_base:
         config.frozen.dinov2_base = os.fspath(dinov2_base)
     template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
-    if not (epath.Path(workdir) / "checkpoints").exists():
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(workdir, owned=False)
+    checkpoints = open_checkpoints(workdir, step)
     step = checkpoints.latest_step if step is None else step
-    if step is None or not (checkpoints.directory / str(step)).exists():
-        raise FileNotFoundError(
-            f"{checkpoints.directory} has no checkpoint" + (f" of step {step}" if step else "")
-        )
     # Shapes alone: initialising what is about to be restored would take longer than all the rest.
     graph, shapes = nnx.split(
         nnx.eval_shape(lambda: FlexAvatar(config.model, template, rngs=nnx.Rngs(0)))

@@ -49,6 +49,7 @@ DECAY = Rule("a number from 0 to below 1", lambda x: _is_number(x) and 0 <= x < 
 FACTORS = Rule("two factors, 0 or more, the smaller first", lambda x: _is_range(x, 0, math.inf))
 
 RULES = {
+    "init_from": Rule("a folder's path, or empty", lambda x: isinstance(x, str)),
     "batch": POSITIVE_COUNT,
     "accumulate": POSITIVE_COUNT,
     "steps": POSITIVE_COUNT,

@@ -91,7 +91,8 @@ def import_checkpoint(
     *,
     dtype: str = "bfloat16",
 ) -> str:
-    """Writes the run folder `out`, which train, evaluate and avatar restore like any other.
+    """Writes the run folder `out`, which evaluate and avatar restore like a run's, and which
+    training starts from (`config.init_from`).
 
     `dtype` is what the imported model's transformers compute in. Returns a sentence that accounts
     for the published number of parameters.

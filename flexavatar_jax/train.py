@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli, flops
-from flexavatar_jax.checkpoints import Checkpoints, claim_workdir, open_workdir
+from flexavatar_jax.checkpoints import Checkpoints, claim_workdir, open_workdir, read_params
 from flexavatar_jax.config_check import check_config
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
@@ -74,12 +74,10 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
 
     step = checkpoints.latest_step
-    if step is None or checkpoints.is_import(step):
-        state, seconds = program.init(), 0.0
-        if step is not None:  # imported weights: fine-tune them from step 0
-            params = checkpoints.restore_params(step, abstract.params)
-            state = state._replace(params=params)
-        step = 0
+    if step is None:
+        step, state, seconds = 0, program.init(), 0.0
+        if config.init_from:
+            state = state._replace(params=read_params(config.init_from, abstract.params))
     else:
         params, opt_state, progress = checkpoints.restore_run(
             step, abstract.params, abstract.opt_state, data

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 from experiment_file import write_experiment
+from flax import nnx
 
 from flexavatar_jax import train_step
 from flexavatar_jax.checkpoints import Checkpoints, load_model, read_config
+from flexavatar_jax.cli import LastingError
 from flexavatar_jax.metric_log import read_metrics
 from flexavatar_jax.render import render
 from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
@@ -24,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def weights(workdir):
-    from flax import nnx
-
     model = load_model(workdir).model
     return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
 
@@ -106,11 +106,53 @@ def test_what_may_change_is_taken_down_and_a_checkpoint_without_its_optimizer_is
     train(tiny_config, tmp_path)
     tiny_config.steps, tiny_config.eval.people = 4, 3
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "optimizer")
-    with pytest.raises(ValueError, match=r"checkpoints/2 is incomplete: it has no optimizer"):
+    with pytest.raises(ValueError, match=r"checkpoints/2 cannot be restored: it is incomplete"):
         train(tiny_config, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
     stored = read_config(tmp_path)
     assert (stored.steps, stored.eval.people) == (4, 3)
+
+
+def test_training_starts_from_the_weights_and_the_template_of_another_folder(tiny_config, tmp_path):
+    tiny_config.steps = 2
+    train(tiny_config, tmp_path / "a")
+    template = (tmp_path / "a" / "template.obj").read_text()
+    first = template[: template.index("\n")]
+    template = template.replace(first, "v 0 0 0", 1)
+    (tmp_path / "a" / "template.obj").write_text(template)
+    tiny_config.init_from = str(tmp_path / "a")
+    tiny_config.steps, tiny_config.batch, tiny_config.seed = 1, 4, 1
+    tiny_config.optimizer.learning_rate = 1e-12
+    train(tiny_config, tmp_path / "b")
+    for start, end in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True):
+        np.testing.assert_allclose(start, end, atol=1e-9)
+    assert (tmp_path / "b" / "template.obj").read_text().startswith("v 0.0 0.0 0.0\n")
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["2"]
+
+
+def test_weights_of_another_model_are_no_start(tiny_config, tmp_path):
+    tiny_config.steps = 1
+    train(tiny_config, tmp_path / "a")
+    tiny_config.init_from = str(tmp_path / "a")
+    tiny_config.model.head_tokens = 8
+    with pytest.raises(LastingError, match=r"config\.model\.head_tokens is 4, not 8"):
+        train(tiny_config, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_import_is_started_from_and_never_trained_in(tiny_config, tmp_path):
+    tiny_config.steps = 1
+    train(tiny_config, tmp_path / "import")
+    model = load_model(tmp_path / "import").model
+    shutil.rmtree(tmp_path / "import" / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "import")
+    checkpoints.save(0, nnx.state(model, nnx.Param))
+    checkpoints.wait()
+    checkpoints.close()
+    with pytest.raises(LastingError, match=r"imported weights.*--config\.init_from="):
+        train(tiny_config, tmp_path / "import")
+    tiny_config.init_from = str(tmp_path / "import")
+    assert train(tiny_config, tmp_path / "run") == 0
 
 
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
