@@ -116,6 +116,9 @@ class MultiViewCaptures:
     def num_clips(self) -> int:
         return len(self.performances)
 
+    def clip_name(self, i: int) -> str:
+        return f"{self.performances[i].person}/{self.performances[i].sequence}"
+
     def clip(self, i: int) -> Iterator[Frame | SkippedFrame]:
         """All cameras' frames of every `every`-th tracked moment, a camera after the other."""
         try:

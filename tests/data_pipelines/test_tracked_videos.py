@@ -150,6 +150,51 @@ def test_damage_costs_the_frame_or_the_clip_and_is_named(tmp_path):
         list(captures.clip(0))
 
 
+def write_portraits(root, *tracked):
+    for name in ("anna", "ben"):
+        look_alikes.write_image(root / f"inputs/{name}.jpg", PHOTOS[0])
+    for name in tracked:
+        track(root, name, count=1)
+
+
+def run_prepare(source, out, *options):
+    argv = ["folder", "--source", str(source), "--out", str(out), "--workers", "1", *options]
+    return prepare.main(argv)
+
+
+def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_portraits(source)
+    assert run_prepare(source, out) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no frame is left" in error
+    assert "no Pixel3DMM tracking" in error
+    assert "--retry" in error
+    track(source, "anna", count=1)
+    assert run_prepare(source, out, "--retry") == 0
+    said = capsys.readouterr().out
+    assert "1 people, 1 clips, 1 frames" in said
+    assert "add --retry to the same command" in said
+    track(source, "ben", count=1)
+    assert run_prepare(source, out) == 0
+    assert "prepared before and is kept" in capsys.readouterr().out
+    assert run_prepare(source, out, "--retry") == 0
+    said = capsys.readouterr().out
+    assert "2 people, 2 clips, 2 frames" in said
+    assert "--retry" not in said
+
+
+def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, capsys, monkeypatch):
+    for name in ("one", "two"):
+        write_portraits(tmp_path / name, "anna", "ben")
+    assert run_prepare(tmp_path / "one", tmp_path / "out") == 0
+    assert run_prepare(tmp_path / "two", tmp_path / "out") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"was prepared with source {tmp_path}/one, not {tmp_path}/two" in error
+    monkeypatch.chdir(tmp_path)
+    assert run_prepare("one", "out") == 0
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
