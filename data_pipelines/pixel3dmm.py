@@ -7,11 +7,11 @@ Layout, for a picture, a video or a folder of pictures called NAME:
     inputs/NAME/                       a folder of pictures, in alphabetical order
     processing/NAME/crop_ymin_ymax_xmin_xmax.npy     one crop for all frames, pixels of the input
     processing/NAME/seg_og/00000.png ...             segmentation of the crop, 0 is background
-    tracking/NAME/checkpoint/00000.frame ...         FLAME and camera of each frame
+    tracking/NAME_nV1.../checkpoint/00000.frame ...  FLAME and camera of each frame
 
-Where the tracker's wrapper put one more folder in between (`processing/NAME/tracking/`,
-`tracking/NAME/tracking_nV1.../`), that is found too. Pixel3DMM is at
-https://github.com/SimonGiebenhain/pixel3dmm.
+The tracker adds its settings to NAME; `tracking/NAME/` without them is found too, and so is what
+its wrapper puts one folder deeper (`processing/NAME/tracking/`, `tracking/NAME/tracking_nV1.../`).
+Pixel3DMM is at https://github.com/SimonGiebenhain/pixel3dmm.
 
 Images are read as the published FLEX-1 expects them: the tracker's crop, widened by a tenth on
 every side and resized to 512x512, with the intrinsics following.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -280,7 +281,8 @@ class TrackedClip:
         """`name` below `root`'s processing/ and tracking/; it may have slashes.
 
         Raises:
-          FileNotFoundError, ValueError: no tracking or no crop of that name, in one sentence.
+          FileNotFoundError, ValueError: no tracking or no crop of that name, or several, in one
+            sentence.
         """
         root = epath.Path(root)
         self._tracking = _folder_holding(root / "tracking" / name, "checkpoint")
@@ -529,8 +531,16 @@ def _read_crop(path: epath.Path) -> Int[np.ndarray, "4"]:
 
 
 def _folder_holding(folder: epath.Path, member: str) -> epath.Path | None:
-    """`folder`, or the first of its tracking*/ folders, whichever holds `member`."""
-    for candidate in [folder, *sorted(folder.glob("tracking*"))]:
-        if (candidate / member).exists():
-            return candidate
-    return None
+    """`folder`, a tracking*/ in it or NAME_nV*/ beside it, whichever holds `member`.
+
+    Raises `ValueError` if more than one does.
+    """
+    beside = folder.parent.glob(f"{glob.escape(folder.name)}_nV*")
+    candidates = sorted([folder, *folder.glob("tracking*"), *beside])
+    found = [candidate for candidate in candidates if (candidate / member).exists()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(map(os.fspath, found))} each hold a {member} of the same input; "
+            "move away all but the one to be used."
+        )
+    return found[0] if found else None
