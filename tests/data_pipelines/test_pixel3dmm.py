@@ -322,7 +322,7 @@ def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, error
 
 def test_a_portrait_without_tracking(tmp_path):
     look_alikes.write_image(tmp_path / "inputs/me.jpg", look_alikes.photo(64, 64))
-    assert pixel3dmm.list_names(tmp_path) == ["me"]
+    assert list(pixel3dmm.list_inputs(tmp_path)) == ["me"]
     with pytest.raises(FileNotFoundError, match="me has no tracking, expected tracking/me/checkp"):
         pixel3dmm.read_portrait(tmp_path, "me")
 

@@ -129,6 +129,25 @@ def test_folder_of_a_picture_a_video_and_a_folder_of_pictures(tmp_path):
         np.testing.assert_array_equal(getattr(frame, field), getattr(expected, field))
 
 
+def test_files_as_phones_name_them(tmp_path):
+    look_alikes.write_image(tmp_path / "inputs/anna.JPG", PHOTOS[0])
+    look_alikes.write_video(tmp_path / "inputs/ben.MOV", PHOTOS)
+    track(tmp_path, "anna", 1)
+    track(tmp_path, "ben", 6)
+    captures = open_set(folder, "--source", tmp_path)
+    assert [len(list(captures.clip(i))) for i in range(2)] == [1, 6]
+
+
+def test_two_inputs_of_a_name_are_not_taken_for_each_other(tmp_path, capsys):
+    write_portraits(tmp_path, "anna", "ben")
+    look_alikes.write_image(tmp_path / "inputs/anna.png", PHOTOS[1])
+    assert run_prepare(tmp_path, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path}/inputs: anna.jpg and anna.png have the same name anna" in error
+    assert error.count("\n") == 1
+    assert len(list(pixel3dmm.read_clip(tmp_path, "ben"))) == 1  # another's name is its own
+
+
 def test_damage_costs_the_frame_or_the_clip_and_is_named(tmp_path):
     look_alikes.write_video(tmp_path / "inputs/ben.mp4", PHOTOS)
     track(tmp_path, "ben")
@@ -229,7 +248,7 @@ def test_real_portraits_through_shards(tmp_path, shared_dir):
     assert prepare.main([*argv, "--workers", "1"]) == 0
     prepared = PreparedSet(tmp_path / "folder")
     assert len(prepared) == 2
-    for i, name in enumerate(pixel3dmm.list_names(shared_dir / "real")):
+    for i, name in enumerate(pixel3dmm.list_inputs(shared_dir / "real")):
         frame = prepared.frame(i)
         portrait = pixel3dmm.read_portrait(shared_dir / "real", name)
         np.testing.assert_array_equal(frame.cam2head, portrait.cam2head)
