@@ -1,6 +1,8 @@
 """Evaluation: sectors of view, the best constant, metrics and the page of pictures."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,20 +59,37 @@ def test_an_evaluation_of_nothing_is_named(field, value, tiny_config):
         check_numbers(tiny_config, "run")
 
 
-def test_a_run_is_evaluated_into_metrics_and_a_report(tiny_config, tmp_path):
-    tiny_config.steps = 2
-    train(tiny_config, tmp_path)
-    metrics = evaluate(tmp_path)
-    stored = json.loads((tmp_path / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def run(make_tiny_config, tmp_path_factory):
+    config, workdir = make_tiny_config(), tmp_path_factory.mktemp("run")
+    config.steps = 2
+    train(config, workdir)
+    return workdir
+
+
+def test_a_run_is_evaluated_into_metrics_and_a_report(run):
+    metrics = evaluate(run)
+    stored = json.loads((run / "metrics.json").read_text())
     assert stored == metrics
     assert {"psnr_unseen_all", "psnr_unseen_front", "psnr_unseen_back"} <= stored.keys()
     assert stored["steps"] == 2
     assert stored["seconds"] > 0
     assert 5 < stored["psnr_constant_all"] < 40
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text()
     for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
         assert name in page
-        assert (tmp_path / "report" / name).stat().st_size > 0
+        assert (run / "report" / name).stat().st_size > 0
+
+
+def test_the_readmes_snippet_restores_a_run(run, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_model" in s)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet, names)
+    assert names["loaded"].step == 2
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
