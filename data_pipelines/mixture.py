@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW, Frame
 from data_pipelines.sampling import shuffled, stream_seed, target_candidates
-from data_pipelines.shards import PreparedSet, RecordError
+from data_pipelines.shards import PreparedSet, RecordError, open_at_size
 
 _ENDLESS = sys.maxsize
 _ATTEMPTS = 20  # inputs tried for one example before its bad records end the run
@@ -224,13 +224,8 @@ class _Batches:
         weights = {name: weight for name, weight in sorted(data.mixture.items()) if weight != 0}
         if not weights:
             raise ValueError("data.mixture gives no data set a weight")
-        sets = tuple(PreparedSet(epath.Path(data.root) / name) for name in weights)
-        for prepared in sets:
-            if prepared.index.image_size < data.image_size:
-                raise ValueError(
-                    f"{prepared.folder} holds images of {prepared.index.image_size} pixels, "
-                    f"data.image_size asks for {data.image_size}: prepare it at that size"
-                )
+        root = epath.Path(data.root)
+        sets = tuple(open_at_size(root / name, data.image_size) for name in weights)
         count = global_batch // process_count
         return cls(
             sets=sets,

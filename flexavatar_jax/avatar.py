@@ -57,11 +57,7 @@ def render_avatar(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option} is {value}; expected 1 or more")
     portrait = find_portrait(args.portrait)
     driving = read_driving(args.driving) if args.driving else None
-    if args.dinov2 and not read_config(args.workdir).model.dino:
-        raise ValueError(
-            f"--dinov2 {args.dinov2}: the model of {args.workdir} needs no DINOv2 (model.dino is "
-            "off in its config.json); leave the option out"
-        )
+    cli.check_dinov2(args.dinov2, args.workdir, read_config(args.workdir))
     loaded = load_model(args.workdir, args.step, args.dinov2)
     animator = Animator(loaded, backend=args.backend)
     size = animator.image_size

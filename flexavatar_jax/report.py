@@ -83,27 +83,28 @@ def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) 
 
 
 def _section_metrics(metrics: dict[str, Any]) -> str:
+    columns = {
+        "PSNR, dB": ("psnr_unseen", 2),
+        "constant's PSNR": ("psnr_constant", 2),
+        "SSIM": ("ssim_unseen", 3),
+        "constant's SSIM": ("ssim_constant", 3),
+    }
+    columns = {title: c for title, c in columns.items() if f"{c[0]}_all" in metrics}
     rows = []
     for name in ("all", "front", "side", "back"):
         if f"psnr_unseen_{name}" not in metrics:
             continue
         cells = "".join(
-            f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>"
-            for key, digits in (
-                ("psnr_unseen", 2),
-                ("psnr_constant", 2),
-                ("ssim_unseen", 3),
-                ("ssim_constant", 3),
-            )
+            f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>" for key, digits in columns.values()
         )
         rows.append(f"<tr><th>{name}</th>{cells}</tr>")
+    titles = "".join(f"<th>{title}</th>" for title in columns)
+    constant = metrics.get("no_constant", "the constant is the mean training image of the sector")
     return (
-        "<h2>Measured</h2><table><tr><th>sector</th><th>PSNR, dB</th><th>constant's PSNR</th>"
-        f"<th>SSIM</th><th>constant's SSIM</th></tr>{''.join(rows)}</table>"
-        f"<p>{metrics['images']} images of {metrics['people']} people who are not in the "
-        f"training data; {metrics['steps']} steps in "
-        f"{metrics['seconds']:.0f} s of training. The constant is "
-        "the mean training image of the sector.</p>"
+        f"<h2>Measured</h2><table><tr><th>sector</th>{titles}</tr>{''.join(rows)}</table>"
+        f"<p>{metrics['images']} images of {metrics['people']} people of "
+        f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
+        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}.</p>"
     )
 
 

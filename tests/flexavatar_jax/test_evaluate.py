@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipelines import cameras
+from data_pipelines.procedural.datasets import procedural_sets
+from data_pipelines.shard_writer import write_shards
 from flexavatar_jax.evaluate import (
     check_numbers,
     evaluate,
@@ -79,6 +82,33 @@ def test_a_run_is_evaluated_into_metrics_and_a_report(run):
     for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
         assert name in page
         assert (run / "report" / name).stat().st_size > 0
+
+
+def test_a_set_of_ones_own_is_evaluated_without_the_training_data(run, tiny_data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(tiny_data / "procedural_test", tmp_path / "mine")
+    metrics = evaluate(tmp_path / "run", data_root=str(tmp_path), dataset="mine")
+    assert "psnr_unseen_back" in metrics
+    assert not any("_constant_" in key for key in metrics)
+    assert f"{tmp_path}/procedural_monocular" in metrics["no_constant"]
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert metrics["no_constant"] in page
+    assert "people of mine" in page
+    assert "constant's" not in page
+
+
+def test_a_test_set_smaller_than_the_model_is_named(run, tmp_path):
+    (*_, small) = procedural_sets(
+        size=16, test_people=1, test_timesteps=1, num_cameras=2, monocular_people=1
+    )
+    write_shards(small, tmp_path)
+    with pytest.raises(ValueError, match=r"procedural_test holds images of 16 pixels, .* for 32"):
+        evaluate(run, data_root=str(tmp_path))
+
+
+def test_weights_for_which_the_model_has_no_use_are_named(run):
+    with pytest.raises(ValueError, match=r"--dinov2 no\.file: the model of .* needs no DINOv2"):
+        evaluate(run, dinov2="no.file")
 
 
 def test_the_readmes_snippet_restores_a_run(run, tmp_path, monkeypatch):
