@@ -75,8 +75,18 @@ def evenly_spaced(count: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
 
+def spread(camera: np.ndarray, timestep: np.ndarray, wanted: int) -> np.ndarray:
+    """At most `wanted` of a clip's frames, evenly spaced over cameras and, in each, over time.
+
+    All cameras come where there are as many wanted. In the order frames are stored, moment by
+    moment, a stride would meet some cameras again and again and others never.
+    """
+    camera_by_camera = np.lexsort((timestep, camera))
+    return camera_by_camera[evenly_spaced(len(camera), wanted)]
+
+
 def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:
-    """The first `people` of a test set, `images` evenly spaced targets each."""
+    """The first `people` of a test set, `images` targets each, spread over cameras and time."""
     index = data.index
     clips = {}
     for clip, name in enumerate(index.person):
@@ -88,7 +98,7 @@ def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[
         source = min(
             (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
         )
-        chosen = records[evenly_spaced(len(records), images)]
+        chosen = records[spread(index.camera[records], index.timestep[records], images)]
         targets = [data.frame(int(i), size) for i in chosen]
         targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
         if not targets:

@@ -17,7 +17,9 @@ from flexavatar_jax.evaluate import (
     evenly_spaced,
     sector,
     sector_means,
+    spread,
 )
+from flexavatar_jax.report import SHOWN_TARGETS, TILE, TestPerson, person_grid
 from flexavatar_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,6 +36,30 @@ def test_sectors_by_azimuth(azimuth, expected):
 def test_evenly_spaced_reaches_both_ends_without_repeats():
     np.testing.assert_array_equal(evenly_spaced(11, 3), [0, 5, 10])
     np.testing.assert_array_equal(evenly_spaced(2, 5), [0, 1])
+
+
+@pytest.mark.parametrize(("cameras", "moments"), [(16, 3), (16, 1), (7, 5), (80, 4), (1, 9)])
+@pytest.mark.parametrize("wanted", [16, 20, 50, 80])
+def test_targets_come_from_all_cameras_and_all_through_time(cameras, moments, wanted):
+    timestep, camera = (a.ravel() for a in np.indices((moments, cameras)))  # as they are stored
+    chosen = spread(camera, timestep, wanted)
+    assert len(set(chosen)) == len(chosen) == min(wanted, cameras * moments)
+    seen = np.bincount(camera[chosen], minlength=cameras)
+    assert np.count_nonzero(seen) == min(wanted, cameras)
+    assert np.ptp(seen) <= 1
+    assert {timestep[chosen].min(), timestep[chosen].max()} == {0, moments - 1}
+
+
+def test_pictures_say_from_where_they_were_taken():
+    def grid(*sectors):
+        grey = np.full((2, 32, 32, 3), 0.5)
+        return person_grid(TestPerson("anna", grey[0], list(sectors), grey, grey))
+
+    difference = np.abs(grid("front", "side") - grid("front", "back")).max(axis=(0, 2))
+    tiles = difference.reshape(1 + SHOWN_TARGETS, TILE).max(axis=1)
+    # The first half of the tiles shows the first target, the second half the second.
+    half = SHOWN_TARGETS // 2
+    np.testing.assert_array_equal(tiles > 0, [False] * (1 + half) + [True] * half)
 
 
 def test_the_constant_of_a_sector_is_its_mean_image(tiny_config):
@@ -82,6 +108,9 @@ def test_a_run_is_evaluated_into_metrics_and_a_report(run):
     for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
         assert name in page
         assert (run / "report" / name).stat().st_size > 0
+    first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    for number in (first["step"], last["step"], f"{first['loss']:.3g}", f"{last['loss']:.3g}"):
+        assert f">{number}</text>" in page
 
 
 def test_a_set_of_ones_own_is_evaluated_without_the_training_data(run, tiny_data, tmp_path):
