@@ -67,8 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not 1 <= args.quality <= 100:
             raise ValueError(f"--quality is {args.quality}; expected 1 to 100")
-        if args.workers < 1:
-            raise ValueError(f"--workers is {args.workers}; expected 1 or more")
+        for option in ("workers", "every"):
+            value = getattr(args, option, 1)
+            if value < 1:
+                raise ValueError(f"--{option} is {value}; expected 1 or more")
         for captures in module.capture_sets(args):
             folder = epath.Path(args.out) / captures.name
             before = (folder / "index.npz").exists()

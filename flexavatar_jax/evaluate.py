@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from flexavatar_jax.checkpoints import load_model, read_config, write_atomically
 from flexavatar_jax.inference import Animator, orbit_cameras
 from flexavatar_jax.losses import psnr, ssim
 from flexavatar_jax.report import Orbit, TestPerson, write_report
+from kernels.writable import make_writable
 
 SECTORS = ("front", "side", "back")
 ORBIT_FRAMES = 48
@@ -161,6 +163,13 @@ def evaluate(
     check_numbers(config, workdir)
     size = config.data.image_size
     test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
+    report = epath.Path(workdir) / "report"
+    try:
+        make_writable(Path(report))
+    except OSError as error:
+        raise OSError(
+            f"{report} cannot be written ({error.strerror}); move it away, or make it writable"
+        ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
     absent = [s for s in training_sets(config) if not (s / "index.npz").exists()]
@@ -207,10 +216,10 @@ def evaluate(
         )
     first = people[0].input
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
-    write_report(epath.Path(workdir) / "report", config, metrics, shown, orbits, on_white(first))
+    write_report(report, config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
     write_atomically(epath.Path(workdir) / "metrics.json", text)
-    write_atomically(epath.Path(workdir) / "report" / "metrics.json", text)
+    write_atomically(report / "metrics.json", text)
     return metrics
 
 

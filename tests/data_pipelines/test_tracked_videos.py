@@ -203,6 +203,14 @@ def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
     assert "--retry" not in said
 
 
+@pytest.mark.parametrize("every", [0, -2])
+def test_every_out_of_range_claims_no_folder(tmp_path, capsys, every):
+    write_portraits(tmp_path, "anna", "ben")
+    assert run_prepare(tmp_path, tmp_path / "out", f"--every={every}") == 1
+    assert f"error: --every is {every}; expected 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, capsys, monkeypatch):
     for name in ("one", "two"):
         write_portraits(tmp_path / name, "anna", "ben")

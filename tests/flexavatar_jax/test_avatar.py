@@ -66,6 +66,7 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
         (dict(out="no/such/folder/film.mp4"), "no/such/folder"),
         (dict(workdir="nowhere"), "nowhere"),
         (dict(driving="no/performance"), "no/performance"),
+        (dict(driving="DIR", frames=7), "leave out --frames or --driving"),
         (dict(size=-4), "--size is -4; expected 1 or more"),
         (dict(size=0), "--size is 0; expected 1 or more"),
         (dict(frames=0), "--frames is 0; expected 1 or more"),

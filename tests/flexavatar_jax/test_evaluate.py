@@ -135,6 +135,13 @@ def test_a_test_set_smaller_than_the_model_is_named(run, tmp_path):
         evaluate(run, data_root=str(tmp_path))
 
 
+def test_a_report_that_cannot_be_written_is_named_before_the_work(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
+    (tmp_path / "run" / "report").write_text("the annual one")
+    with pytest.raises(OSError, match=r"run/report cannot be written \(File exists\); move it"):
+        evaluate(tmp_path / "run", step=12345)  # not even looked for
+
+
 def test_weights_for_which_the_model_has_no_use_are_named(run):
     with pytest.raises(ValueError, match=r"--dinov2 no\.file: the model of .* needs no DINOv2"):
         evaluate(run, dinov2="no.file")
