@@ -37,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="to measure (%(default)s)")
     args = parser.parse_args(argv)
     try:
+        for option, least in (("size", 1), ("batch", 1), ("targets", 1), ("workers", 0)):
+            value = getattr(args, option)
+            if value is not None and value < least:
+                raise ValueError(f"--{option} is {value}; expected {least} or more")
         report(args)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -34,6 +34,9 @@ class CaptureSet(Protocol):
     name: str
     num_clips: int
 
+    def clip_name(self, i: int) -> str:
+        """What clip `i` is called in the source; known without reading it."""
+
     def clip(self, i: int) -> Iterable[Frame | SkippedFrame]:
         """The frames of clip `i`, all of one person and sequence, in the order to be stored.
 

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW, Frame
 from data_pipelines.sampling import shuffled, stream_seed, target_candidates
-from data_pipelines.shards import PreparedSet, RecordError
+from data_pipelines.shards import PreparedSet, RecordError, open_at_size
 
 _ENDLESS = sys.maxsize
 _ATTEMPTS = 20  # inputs tried for one example before its bad records end the run
@@ -163,8 +163,12 @@ class Proportions:
     def of(cls, weights: Mapping[str, float]) -> Proportions:
         """Proportions of named data sets; raises ValueError for weights that make none."""
         for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"data.mixture.{name} is {weight}: expected a positive weight")
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"data.mixture.{name} is {weight!r}: expected the data set's weight, a "
+                    "positive number, or 0 to leave it out"
+                )
         exact = [Fraction(str(weight)) for weight in weights.values()]
         unit = Fraction(
             math.gcd(*(w.numerator for w in exact)), math.lcm(*(w.denominator for w in exact))
@@ -224,17 +228,13 @@ class _Batches:
         weights = {name: weight for name, weight in sorted(data.mixture.items()) if weight != 0}
         if not weights:
             raise ValueError("data.mixture gives no data set a weight")
-        sets = tuple(PreparedSet(epath.Path(data.root) / name) for name in weights)
-        for prepared in sets:
-            if prepared.index.image_size < data.image_size:
-                raise ValueError(
-                    f"{prepared.folder} holds images of {prepared.index.image_size} pixels, "
-                    f"data.image_size asks for {data.image_size}: prepare it at that size"
-                )
+        proportions = Proportions.of(weights)
+        root = epath.Path(data.root)
+        sets = tuple(open_at_size(root / name, data.image_size) for name in weights)
         count = global_batch // process_count
         return cls(
             sets=sets,
-            proportions=Proportions.of(weights),
+            proportions=proportions,
             data=data.to_dict(),
             seed=seed,
             global_batch=global_batch,

@@ -2,16 +2,16 @@
 
 Layout, for a picture, a video or a folder of pictures called NAME:
 
-    inputs/NAME.jpg | .png | .webp     a picture, or
-    inputs/NAME.mp4 | .mov | ...       a video, or
+    inputs/NAME.jpg | .PNG | ...       a picture, or
+    inputs/NAME.mp4 | .MOV | ...       a video, or
     inputs/NAME/                       a folder of pictures, in alphabetical order
     processing/NAME/crop_ymin_ymax_xmin_xmax.npy     one crop for all frames, pixels of the input
     processing/NAME/seg_og/00000.png ...             segmentation of the crop, 0 is background
-    tracking/NAME/checkpoint/00000.frame ...         FLAME and camera of each frame
+    tracking/NAME_nV1.../checkpoint/00000.frame ...  FLAME and camera of each frame
 
-Where the tracker's wrapper put one more folder in between (`processing/NAME/tracking/`,
-`tracking/NAME/tracking_nV1.../`), that is found too. Pixel3DMM is at
-https://github.com/SimonGiebenhain/pixel3dmm.
+The tracker adds its settings to NAME; `tracking/NAME/` without them is found too, and so is what
+its wrapper puts one folder deeper (`processing/NAME/tracking/`, `tracking/NAME/tracking_nV1.../`).
+Pixel3DMM is at https://github.com/SimonGiebenhain/pixel3dmm.
 
 Images are read as the published FLEX-1 expects them: the tracker's crop, widened by a tenth on
 every side and resized to 512x512, with the intrinsics following.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -102,19 +103,55 @@ def read_driving(folder: epath.PathLike) -> Driving:
     )
 
 
-def list_names(root: epath.PathLike) -> list[str]:
-    """Names of everything in `root`'s inputs/, tracked or not, in alphabetical order."""
+def list_inputs(root: epath.PathLike) -> dict[str, epath.Path]:
+    """Everything in `root`'s inputs/ by name, tracked or not, in alphabetical order.
+
+    Raises:
+      FileNotFoundError: there is no inputs/.
+      ValueError: two inputs have the same name.
+    """
+    return {name: _only(name, paths) for name, paths in _inputs_by_name(root).items()}
+
+
+def find_input(root: epath.PathLike, name: str) -> epath.Path:
+    """The picture, video or folder of pictures called `name` in `root`'s inputs/.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: there are two.
+    """
+    paths = _inputs_by_name(root).get(name)
+    if paths is None:
+        raise FileNotFoundError(
+            f"{root}: no inputs/{name} with a picture's or video's ending, "
+            f"{', '.join(PICTURES + VIDEOS)}."
+        )
+    return _only(name, paths)
+
+
+def _inputs_by_name(root: epath.PathLike) -> dict[str, list[epath.Path]]:
+    """What lies in inputs/ under each name, endings in whatever case."""
     inputs = epath.Path(root) / "inputs"
     if not inputs.is_dir():
         raise FileNotFoundError(
             f"{root}: no folder inputs/; expected inputs/, processing/ and tracking/ side by side."
         )
-    return sorted(
-        path.name if path.is_dir() else path.stem
-        for path in inputs.iterdir()
-        if not path.name.startswith(".")
-        and (path.is_dir() or path.suffix.lower() in PICTURES + VIDEOS)
-    )
+    found: dict[str, list[epath.Path]] = {}
+    for path in sorted(inputs.iterdir()):
+        folder = path.is_dir()
+        if not path.name.startswith(".") and (folder or path.suffix.lower() in PICTURES + VIDEOS):
+            found.setdefault(path.name if folder else path.stem, []).append(path)
+    return dict(sorted(found.items()))
+
+
+def _only(name: str, paths: list[epath.Path]) -> epath.Path:
+    """The one input of a name, as trackings go by the name alone."""
+    if len(paths) > 1:
+        raise ValueError(
+            f"{paths[0].parent}: {' and '.join(path.name for path in paths)} have the same name "
+            f"{name}, by which a tracking is found; rename or move away all but one."
+        )
+    return paths[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +317,8 @@ class TrackedClip:
         """`name` below `root`'s processing/ and tracking/; it may have slashes.
 
         Raises:
-          FileNotFoundError, ValueError: no tracking or no crop of that name, in one sentence.
+          FileNotFoundError, ValueError: no tracking or no crop of that name, or several, in one
+            sentence.
         """
         root = epath.Path(root)
         self._tracking = _folder_holding(root / "tracking" / name, "checkpoint")
@@ -394,23 +432,6 @@ def read_tracking(path: epath.PathLike) -> Tracking:
     )
 
 
-def find_input(root: epath.PathLike, name: str) -> epath.Path:
-    """The picture, video or folder of pictures called `name` in `root`'s inputs/.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    inputs = epath.Path(root) / "inputs"
-    for suffix in ("", *PICTURES, *VIDEOS):
-        path = inputs / f"{name}{suffix}"
-        if path.is_dir() if not suffix else path.exists():
-            return path
-    raise FileNotFoundError(
-        f"{root}: no inputs/{name} with a picture's or video's ending, "
-        f"{', '.join(PICTURES + VIDEOS)}."
-    )
-
-
 def read_photos(path: epath.PathLike) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
     """Yields (timestep, photo) of a picture, a video or a folder of pictures.
 
@@ -454,7 +475,7 @@ def read_video(path: epath.PathLike) -> Iterator[tuple[int, UInt8[np.ndarray, "H
         yield from enumerate(
             iio.imiter(
                 _for_ffmpeg(path),
-                extension=path.suffix,
+                extension=path.suffix.lower(),
                 plugin="FFMPEG",
                 output_params=["-fps_mode", "vfr"],
             )
@@ -465,7 +486,7 @@ def video_size(path: epath.PathLike) -> tuple[int, int]:
     """Width and height of a video in pixels; raises as `read_video`."""
     path = epath.Path(path)
     with _naming_faults(path):
-        return iio.immeta(_for_ffmpeg(path), extension=path.suffix, plugin="FFMPEG")["size"]
+        return iio.immeta(_for_ffmpeg(path), extension=path.suffix.lower(), plugin="FFMPEG")["size"]
 
 
 def read_image(path: epath.PathLike, mode: str = "RGB") -> np.ndarray:
@@ -529,8 +550,16 @@ def _read_crop(path: epath.Path) -> Int[np.ndarray, "4"]:
 
 
 def _folder_holding(folder: epath.Path, member: str) -> epath.Path | None:
-    """`folder`, or the first of its tracking*/ folders, whichever holds `member`."""
-    for candidate in [folder, *sorted(folder.glob("tracking*"))]:
-        if (candidate / member).exists():
-            return candidate
-    return None
+    """`folder`, a tracking*/ in it or NAME_nV*/ beside it, whichever holds `member`.
+
+    Raises `ValueError` if more than one does.
+    """
+    beside = folder.parent.glob(f"{glob.escape(folder.name)}_nV*")
+    candidates = sorted([folder, *folder.glob("tracking*"), *beside])
+    found = [candidate for candidate in candidates if (candidate / member).exists()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(map(os.fspath, found))} each hold a {member} of the same input; "
+            "move away all but the one to be used."
+        )
+    return found[0] if found else None

@@ -1,7 +1,8 @@
 """Prepares a data set for training: `python -m data_pipelines.prepare NAME --out DIR [options]`.
 
 NAME is one of `DATA_SETS`; `--help` after it lists its options. A killed run is continued by the
-same command, and ends with a summary of what was prepared, what was left out, and why.
+same command, and ends with a summary of what was prepared, what was left out, and why. What was
+left out is tried again with `--retry`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import importlib
 import os
 import sys
+
+from etils import epath
 
 from data_pipelines.record import QUALITY
 from data_pipelines.shard_writer import write_shards
@@ -28,11 +31,11 @@ DATA_SETS = (
 """Modules of `data_pipelines.datasets`, each imported only when it is asked for.
 
 A module has `add_arguments(parser)`, which adds its own options, and `capture_sets(args)`, which
-returns a list of `CaptureSet`s. All its options but `--source` are noted in the prepared folder as
-settings on which the frames depend.
+returns a list of `CaptureSet`s. All its options are noted in the prepared folder as settings on
+which the frames depend.
 """
 
-_NO_SETTINGS = ("source", "out", "workers", "quality")
+_NO_SETTINGS = ("out", "workers", "quality", "retry")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,16 +57,31 @@ def main(argv: list[str] | None = None) -> int:
         options.add_argument(
             "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
         )
+        options.add_argument(
+            "--retry", action="store_true", help="read again the shards that left something out"
+        )
     args = parser.parse_args(argv)
     settings = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
+    if "source" in settings:  # the same folder, from wherever the command is given
+        settings["source"] = _absolute(args.source)
     try:
         if not 1 <= args.quality <= 100:
             raise ValueError(f"--quality is {args.quality}; expected 1 to 100")
-        if args.workers < 1:
-            raise ValueError(f"--workers is {args.workers}; expected 1 or more")
+        for option in ("workers", "every"):
+            value = getattr(args, option, 1)
+            if value < 1:
+                raise ValueError(f"--{option} is {value}; expected 1 or more")
         for captures in module.capture_sets(args):
-            summary = write_shards(captures, args.out, settings, args.workers, args.quality)
-            print(f"{os.path.join(args.out, captures.name)}: {summary}")
+            folder = epath.Path(args.out) / captures.name
+            before = (folder / "index.npz").exists()
+            summary = write_shards(
+                captures, args.out, settings, args.workers, args.quality, args.retry
+            )
+            print(f"{os.fspath(folder)}: {summary}")
+            if before and not args.retry:
+                print("this was prepared before and is kept; to prepare it anew, delete the folder")
+            if summary.clips_left_out or summary.frames_left_out:
+                print("to try again what was left out, add --retry to the same command")
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -71,6 +89,10 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
 
 
 if __name__ == "__main__":

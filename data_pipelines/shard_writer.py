@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from data_pipelines.storage import from_npz, to_npz, write, written
 MAX_CLIPS_PER_SHARD = 16
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single, already compressed, images
 
-# A shard's part of the index, while not all shards are written.
+# A shard's part of the index, kept until all shards are written and nothing is left out.
 _CLIP_COLUMNS = {"person": str, "sequence": str, "source": np.int8, "length": np.int64}
 _FRAME_COLUMNS = {"camera": str, "timestep": np.int32, "jaw": np.float32, "size": np.int64}
 _LEFT_OUT_COLUMNS = {"clips_left_out": str, "frames_left_out": str}
@@ -57,11 +58,15 @@ def write_shards(
     settings: dict[str, Any] | None = None,
     workers: int = 1,
     quality: int = QUALITY,
+    retry: bool = False,
 ) -> Summary:
     """Prepares `captures` into the folder `root/<name>`.
 
     A killed call is continued by the same call: finished shards are kept. The folder's bytes do
     not depend on `workers`. A clip's encoded frames are held in memory until it is complete.
+
+    Which source a folder was prepared from is told by `settings` and the clips' names; the files
+    themselves are not looked at again, so what was left out is tried again only if asked to.
 
     Args:
       captures: the clips to write.
@@ -69,6 +74,7 @@ def write_shards(
       settings: JSON values on which the frames depend (size, seed, ...); stored in the folder.
       workers: processes; 1 works in this one.
       quality: JPEG quality.
+      retry: write those shards again in which a clip or a frame was left out.
 
     Raises:
       ValueError: if the folder holds a data set prepared with other settings or a damaged one, a
@@ -84,16 +90,21 @@ def write_shards(
     settings = {
         "format": 1,
         "name": captures.name,
-        "clips": captures.num_clips,
-        "quality": quality,
         **(settings or {}),
+        "clips": f"{captures.num_clips} (names hashed: {_hash_names(captures)})",
+        "quality": quality,
     }
     _claim(folder, json.loads(json.dumps(settings)))
-    parts = folder / "unfinished"
-    if (folder / "index.npz").exists():
-        PreparedSet(folder)  # finished it is whole, or says what is wrong with it
-    else:
+    parts = folder / "parts"
+    finished = (folder / "index.npz").exists()
+    if finished:
+        PreparedSet(folder)  # it is whole, or says what is wrong with it
+    if not finished or (retry and parts.exists()):
         parts.mkdir(parents=True, exist_ok=True)
+        for rubbish in parts.glob(".*"):  # of a process that was killed
+            rubbish.unlink()
+        if retry:
+            _forget_incomplete(folder)
         shards = _plan(captures.num_clips)
         job = _ShardJob(captures, os.fspath(folder), shards, quality)
         with tqdm(total=captures.num_clips, desc=captures.name, unit="clip") as bar:
@@ -102,9 +113,24 @@ def write_shards(
         _finish(
             folder, [from_npz((parts / f"{i:05d}.npz").read_bytes()) for i in range(len(shards))]
         )
-    if parts.exists():
+    summary = Summary(**_read_json(folder / "summary.json"))
+    if parts.exists() and not (summary.clips_left_out or summary.frames_left_out):
         parts.rmtree()
-    return Summary(**_read_json(folder / "summary.json"))
+    return summary
+
+
+def _hash_names(captures: CaptureSet) -> str:
+    names = "\n".join(captures.clip_name(i) for i in range(captures.num_clips))
+    return hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
+def _forget_incomplete(folder: epath.Path) -> None:
+    """Takes shards that left something out for not written yet."""
+    (folder / "index.npz").unlink(missing_ok=True)  # first: without it the folder is unfinished
+    for part in (folder / "parts").glob("*.npz"):
+        columns = from_npz(part.read_bytes())
+        if any(len(columns[name]) for name in _LEFT_OUT_COLUMNS):
+            part.unlink()
 
 
 def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
@@ -112,7 +138,7 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if path.exists():
         found = _read_json(path)
-        for key in sorted(found.keys() | settings.keys()):
+        for key in {**settings, **found}:
             if found.get(key) != settings.get(key):
                 raise ValueError(
                     f"{folder} was prepared with {key} {found.get(key)}, not {settings.get(key)}: "
@@ -159,7 +185,7 @@ class _ShardJob:
     def __call__(self, shard: int) -> int:
         """Writes shard number `shard` unless it is there; returns its number of clips."""
         folder, clips = epath.Path(self.folder), self.shards[shard]
-        part = folder / "unfinished" / f"{shard:05d}.npz"
+        part = folder / "parts" / f"{shard:05d}.npz"
         if part.exists():  # written after its shard
             return len(clips)
         columns: dict[str, list] = {name: [] for name in _COLUMNS}
@@ -173,7 +199,8 @@ class _ShardJob:
                 except SkipClip as e:
                     columns["clips_left_out"].append(str(e))
                 except (ValueError, OSError) as e:
-                    raise ValueError(f"clip {i} of {self.captures.name}: {e}") from e
+                    clip = self.captures.clip_name(i)
+                    raise ValueError(f"clip {clip} of {self.captures.name}: {e}") from e
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
         write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in _COLUMNS.items()}))
@@ -231,7 +258,11 @@ def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
         **{k: dict(collections.Counter(columns[k].tolist())) for k in _LEFT_OUT_COLUMNS},
     )
     if summary.frames == 0:
-        raise ValueError(f"no frame is left to write to {folder}\n{summary}")
+        reasons = "; ".join(str(summary).split("\n")[1:])
+        raise ValueError(
+            f"no frame is left to write to {folder}: {reasons}; correct that and give the same "
+            "command with --retry"
+        )
     camera_names, camera = np.unique(columns["camera"], return_inverse=True)
     index = Index(
         clip_start=starts(columns["length"]),

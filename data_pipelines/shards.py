@@ -185,6 +185,21 @@ class PreparedSet:
         self._readers = _Readers()
 
 
+def open_at_size(folder: epath.PathLike, size: int) -> PreparedSet:
+    """A prepared data set whose images are at least `size` pixels a side.
+
+    Raises:
+      FileNotFoundError, ValueError: as `PreparedSet`; or its images are smaller.
+    """
+    prepared = PreparedSet(folder)
+    if prepared.index.image_size < size:
+        raise ValueError(
+            f"{prepared.folder} holds images of {prepared.index.image_size} pixels, "
+            f"data.image_size asks for {size}: prepare it at that size"
+        )
+    return prepared
+
+
 class RecordError(ValueError):
     """A record that is not what was written.
 

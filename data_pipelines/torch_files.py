@@ -71,7 +71,7 @@ _CONSTANTS = {
 _CONSTANT_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 _DAMAGE = (
-    *(zipfile.BadZipFile, NotImplementedError, OSError, struct.error),
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, OSError, struct.error),
     *(ArithmeticError, LookupError, TypeError, ValueError),
 )
 """How damaged files show: what `zipfile` raises, and opcodes whose operands make no sense."""
@@ -102,7 +102,8 @@ def load_torch_file(path: epath.PathLike) -> Any:
         except _DAMAGE as error:
             raise ValueError(
                 f"{path}: not a whole file as torch.save writes them since PyTorch 1.6 "
-                f"({' '.join(str(error).split())}); copy or download it again."
+                f"({' '.join(str(error).split()) or type(error).__name__}); copy or download it "
+                "again."
             ) from None
 
 

@@ -26,6 +26,7 @@ from flexavatar_jax.inference import Animator, orbit_cameras
 from kernels.rasterizer import choose_backend
 
 FRAMES_PER_SECOND = 24
+ORBIT_FRAMES = 72
 
 
 def find_portrait(path: str) -> Portrait:
@@ -57,13 +58,14 @@ def render_avatar(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{option} is {value}; expected 1 or more")
     choose_backend(args.backend)
+    if args.driving and args.frames is not None:
+        raise ValueError(
+            f"--frames {args.frames} is for an orbit; a driven avatar has as many frames as its "
+            "performance: leave out --frames or --driving"
+        )
     portrait = find_portrait(args.portrait)
     driving = read_driving(args.driving) if args.driving else None
-    if args.dinov2 and not read_config(args.workdir).model.dino:
-        raise ValueError(
-            f"--dinov2 {args.dinov2}: the model of {args.workdir} needs no DINOv2 (model.dino is "
-            "off in its config.json); leave the option out"
-        )
+    cli.check_dinov2(args.dinov2, args.workdir, read_config(args.workdir))
     loaded = load_model(args.workdir, args.step, args.dinov2)
     animator = Animator(loaded, backend=args.backend)
     size = animator.image_size
@@ -73,7 +75,8 @@ def render_avatar(args: argparse.Namespace) -> None:
     mask = np.asarray(Image.fromarray(portrait.mask).resize((size, size), Image.Resampling.BICUBIC))
     code = animator.encode(image, mask, portrait.cam2head, portrait.K)
     if driving is None:
-        views = orbit_cameras(portrait.cam2head, args.frames)
+        frames = ORBIT_FRAMES if args.frames is None else args.frames
+        views = orbit_cameras(portrait.cam2head, frames)
         expressions = np.repeat(portrait.expression[None], len(views), axis=0)
     else:
         expressions = driving.expression
@@ -102,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--portrait", required=True, help="DIR/inputs/NAME.jpg, tracked")
     command.add_argument("--driving", help="folder of .frame files that drive the avatar")
     command.add_argument("--out", required=True, help="animation.mp4 (and .gif beside it)")
-    command.add_argument("--frames", type=int, default=72, help="frames of an orbit")
+    command.add_argument("--frames", type=int, help=f"frames of an orbit (default: {ORBIT_FRAMES})")
     command.add_argument("--size", type=int, help="pixels a side (default: the model's)")
     command.add_argument("--backend", default="auto", help="rasterizer: auto, xla, ...")
     command.set_defaults(run=render_avatar)

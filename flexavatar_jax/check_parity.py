@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from PIL import Image
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from data_pipelines.pixel3dmm import read_image
+from data_pipelines.storage import from_npz
 from flexavatar_jax import cli
 from flexavatar_jax.checkpoints import load_model
 from flexavatar_jax.encoder import plucker_map
@@ -36,6 +37,8 @@ from flexavatar_jax.parity_rule import rule_weights
 
 GAUSSIAN_TOLERANCE = 2e-5
 TOLERANCE = 5e-6
+INPUTS = ("cam2flame", "K", "expr", "features")
+"""Arrays of parity.npz that are no outputs."""
 
 
 class Result(NamedTuple):
@@ -59,17 +62,34 @@ class Case(NamedTuple):
 
 
 def read_case(folder: Path) -> Case:
-    """Reads input.png, parity.npz and frozen_parity.npz."""
+    """Reads input.png, parity.npz and frozen_parity.npz.
+
+    Raises `FileNotFoundError` or `ValueError` for one that is missing, damaged or without an input;
+    an output that is missing is named when it is asked for.
+    """
     for name in ("input.png", "parity.npz", "frozen_parity.npz"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; it must hold a case's three files")
-    with Image.open(folder / "input.png") as image:
-        pixels = np.asarray(image.convert("RGB"), np.float32)[None] / 255
-    with (
-        np.load(folder / "parity.npz") as model,
-        np.load(folder / "frozen_parity.npz") as frozen,
-    ):
-        return Case(pixels, dict(model), dict(frozen))
+    pixels = read_image(folder / "input.png").astype(np.float32)[None] / 255
+    model, frozen = (_Arrays(folder / name) for name in ("parity.npz", "frozen_parity.npz"))
+    for name in INPUTS:
+        _ = model[name]  # before the work
+    return Case(pixels, model, frozen)
+
+
+class _Arrays(dict):
+    """The arrays of an .npz file."""
+
+    def __init__(self, path: Path):
+        try:
+            super().__init__(from_npz(path.read_bytes()))
+        except Exception as error:  # a damaged zip file raises errors of many kinds
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); copy it again") from error
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ValueError(f"{self._path} has no array {name}; is it a case's file?")
 
 
 def check_model(published: Path, case: Case, salt: str) -> Iterator[Result]:
@@ -171,7 +191,7 @@ def check(shared: Path, case: Path | None, salt: str) -> bool:
     reference = read_case(published if case is None else case)
     print(f"{'output':30} {'error':>9} {'allowed':>9}")
     results = []
-    outputs = len(reference.model) - len(("cam2flame", "K", "expr", "features"))
+    outputs = len(reference.model) - len(INPUTS)
     outputs += len(reference.frozen)
     with (
         # Left to themselves, accelerators round the factors of products to bfloat16 or TF32.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from kernels.writable import make_writable
 
@@ -108,6 +109,15 @@ def check_out(out: Path, *, create: bool = False) -> None:
         raise OSError(
             f"--out {out} cannot be written ({error.strerror}); choose another folder"
         ) from error
+
+
+def check_dinov2(dinov2: str, workdir: str, config: ConfigDict) -> None:
+    """Raises `ValueError` for --dinov2 weights that the model of `workdir` has no use for."""
+    if dinov2 and not config.model.dino:
+        raise ValueError(
+            f"--dinov2 {dinov2}: the model of {workdir} needs no DINOv2 (model.dino is off in its "
+            "config.json); leave the option out"
+        )
 
 
 def guard(main: Callable[[], int | None]) -> int | None:

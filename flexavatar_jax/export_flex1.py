@@ -38,7 +38,7 @@ def export_checkpoint(
 
     Raises:
       FileNotFoundError: no run, or no checkpoint.
-      ValueError: the checkpoint is damaged, or `out` is no .safetensors file.
+      ValueError: the checkpoint or `UNUSED_FILE` is damaged, or `out` is no .safetensors file.
       OSError: `out` cannot be written.
     """
     out = epath.Path(out)
@@ -46,8 +46,7 @@ def export_checkpoint(
         raise ValueError(f"--out {out} must end in .safetensors")
     cli.check_out(Path(out), create=True)
     loaded = load_model(workdir, step, encoder_network=False)
-    kept = epath.Path(workdir) / UNUSED_FILE
-    unused = load_file(kept) if kept.exists() else {}
+    unused = _read_unused(epath.Path(workdir) / UNUSED_FILE)
     state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
@@ -57,6 +56,14 @@ def export_checkpoint(
         raise OSError(f"--out {out} cannot be written ({error}); choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_unused(path: epath.Path) -> dict[str, np.ndarray]:
+    """Tensors without effect that an import kept; none if it is a run of our own."""
+    try:
+        return load_file(path) if path.exists() else {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); import the weights again") from None
 
 
 def publish(

@@ -11,6 +11,7 @@ from the shapes in `tpu_lists` and `tpu_composite`.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 from importlib import metadata
@@ -317,8 +318,11 @@ def check_libtpu() -> None:
         )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print predictions, and what compiling for each chip says, for images of the avatar scene."""
+    argparse.ArgumentParser(
+        prog="python -m kernels.tpu_costs", description=__doc__.split("\n", 1)[0]
+    ).parse_args(argv)
     scene = scenes.avatar(images=1)
     print("predicted from published rates, milliseconds an image (58,361 Gaussians, 512x512)")
     for line in predict(scene, 512, 512):

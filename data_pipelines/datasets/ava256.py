@@ -25,7 +25,9 @@ import dataclasses
 import functools
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
@@ -79,32 +81,50 @@ class Ava256Performance(Performance):
     frames: tuple[int, ...]
 
     def camera_names(self) -> list[str]:
-        return list(self._cameras)
+        _ = self._width  # all cameras share it: without, there is none
+        return self._names
 
     def camera(self, name: str, timestep: int) -> Camera:
-        return self._cameras[name]
+        path, entry = self._decoder / "camera_calibration.json", self._calibration[name]
+        K = read_matrix(entry.get("K"), (3, 3), f"{path}: K of camera {name}").T.copy()
+        T = read_matrix(entry.get("T"), (4, 4), f"{path}: T of camera {name}")
+        if np.any(T[:3, 3]):
+            raise ValueError(f"{path}: T of camera {name} is not transposed as published.")
+        K[:2, 2] += 0.5  # a pixel's centre at a half
+        K[:2] *= self._width / CALIBRATED_WIDTH
+        cam2world = np.linalg.inv(T.T)
+        cam2world[:3, 3] /= 1000  # millimetres
+        return Camera(K, cam2world)
 
     def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
         members = [f"cam{name}/{self.frames[timestep]:06d}" for timestep in timesteps]
         zip_path = self._images / f"cam{name}.zip"
-        photos = _read_zip(zip_path, [f"{member}.avif" for member in members])
         parts_path = self._decoder / "segmentation_parts" / f"cam{name}.zip"
-        regions = _read_zip(parts_path, [f"{member}.png" for member in members])
-        rows = zip(timesteps, members, photos, regions, strict=True)
-        for timestep, member, photo, region in rows:
-            if photo is None:
-                yield SkippedFrame("its image is not in its camera's zip")
-            elif region is None:
-                yield SkippedFrame("its segmentation is not in segmentation_parts/")
-            else:
-                try:
-                    image = pixel3dmm.decode_image(photo, f"{zip_path}/{member}.avif")
-                    parts = pixel3dmm.decode_image(region, f"{parts_path}/{member}.png", "L")
-                except ValueError as error:
-                    yield SkippedFrame(str(error))
-                    continue
-                mask = np.where(parts > 0, np.uint8(255), np.uint8(0))
-                yield View(timestep, image, multi_view.resize_mask(mask, image))
+        photos = _read_zip(
+            zip_path,
+            [f"{member}.avif" for member in members],
+            "its image is not in its camera's zip",
+        )
+        regions = _read_zip(
+            parts_path,
+            [f"{member}.png" for member in members],
+            "its segmentation is not in segmentation_parts/",
+        )
+        for timestep, member, photo, region in zip(
+            timesteps, members, photos, regions, strict=True
+        ):
+            bad = next((x for x in (photo, region) if isinstance(x, SkippedFrame)), None)
+            if bad is not None:
+                yield bad
+                continue
+            try:
+                image = pixel3dmm.decode_image(photo, f"{zip_path}/{member}.avif")
+                parts = pixel3dmm.decode_image(region, f"{parts_path}/{member}.png", "L")
+            except ValueError as error:
+                yield SkippedFrame(str(error))
+                continue
+            mask = np.where(parts > 0, np.uint8(255), np.uint8(0))
+            yield View(timestep, image, multi_view.resize_mask(mask, image))
 
     @property
     def _decoder(self) -> epath.Path:
@@ -114,37 +134,24 @@ class Ava256Performance(Performance):
     def _images(self) -> epath.Path:
         return self._decoder / "image"
 
-    @functools.cached_property
-    def _cameras(self) -> dict[str, Camera]:
+    @property
+    def _names(self) -> list[str]:
         recorded = {path.stem.removeprefix("cam") for path in self._images.glob("cam*.zip")}
-        names = sorted(recorded & self._calibration.keys())
-        width = _first_photo(self._images / f"cam{names[0]}.zip").shape[1] if names else 0
-        cameras = {}
-        for name in names:
-            K, world2cam = self._calibration[name]
-            K = K.copy()
-            K[:2, 2] += 0.5  # a pixel's centre at a half
-            K[:2] *= width / CALIBRATED_WIDTH
-            cam2world = np.linalg.inv(world2cam)
-            cam2world[:3, 3] /= 1000  # millimetres
-            cameras[name] = Camera(K, cam2world)
-        return cameras
+        return sorted(recorded & self._calibration.keys())
 
     @functools.cached_property
-    def _calibration(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _width(self) -> int:
+        """Of the images: all cameras are alike, so of any whose zip is whole."""
+        zips = (self._images / f"cam{name}.zip" for name in self._names)
+        return multi_view.first_readable(_first_photo, zips).shape[1]
+
+    @functools.cached_property
+    def _calibration(self) -> dict[str, dict]:
         path = self._decoder / "camera_calibration.json"
         entries = read_json(path).get("KRT")
-        if not isinstance(entries, list):
-            raise ValueError(f'{path}: expected {{"KRT": [...]}}.')
-        calibration = {}
-        for entry in entries:
-            camera = entry.get("cameraId")
-            K = read_matrix(entry.get("K"), (3, 3), f"{path}: K of camera {camera}")
-            T = read_matrix(entry.get("T"), (4, 4), f"{path}: T of camera {camera}")
-            if np.any(T[:3, 3]):
-                raise ValueError(f"{path}: T of camera {camera} is not transposed as published.")
-            calibration[str(camera)] = (K.T, T.T)
-        return calibration
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise ValueError(f'{path}: expected {{"KRT": [{{"cameraId", "K", "T"}}]}}.')
+        return {str(entry.get("cameraId")): entry for entry in entries}
 
 
 def _segments(path: epath.Path) -> dict[str, tuple[int, ...]]:
@@ -159,27 +166,48 @@ def _segments(path: epath.Path) -> dict[str, tuple[int, ...]]:
     return {segment: tuple(frames) for segment, frames in segments.items()}
 
 
-def _read_zip(path: epath.Path, members: Sequence[str]) -> Iterator[bytes | None]:
-    """Files of a zip one by one; None for those that are not in it, or if there is no zip."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError)
+"""How damaged zips show."""
+
+
+def _read_zip(
+    path: epath.Path, members: Sequence[str], missing: str
+) -> Iterator[bytes | SkippedFrame]:
+    """Files of a zip one by one, or why a frame goes without: `missing` if there is none.
+
+    Raises `ValueError` if the zip is damaged as a whole.
+    """
     if not path.exists():
-        yield from (None for _ in members)
+        yield from (SkippedFrame(missing) for _ in members)
         return
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            known = set(archive.namelist())
-            for member in members:
-                yield archive.read(member) if member in known else None
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a whole zip ({error}); download it again.") from None
+    with path.open("rb") as file, _open_zip(file, path) as archive:
+        known = set(archive.namelist())
+        for member in members:
+            if member not in known:
+                yield SkippedFrame(missing)
+                continue
+            try:
+                content = archive.read(member)
+            except _DAMAGE as error:
+                yield SkippedFrame(f"{path}/{member} is damaged ({error}); download it again.")
+            else:
+                yield content
 
 
 def _first_photo(path: epath.Path) -> np.ndarray:
-    """Any one of a camera's images."""
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            for member in archive.namelist():
-                if member.endswith(".avif"):
+    """Any one of a camera's images; raises `ValueError` if none can be read."""
+    with path.open("rb") as file, _open_zip(file, path) as archive:
+        for member in archive.namelist():
+            if member.endswith(".avif"):
+                try:
                     return pixel3dmm.decode_image(archive.read(member), f"{path}/{member}")
-    except zipfile.BadZipFile as error:
+                except (*_DAMAGE, ValueError):
+                    continue
+    raise ValueError(f"{path}: no .avif image in it that can be read.")
+
+
+def _open_zip(file: BinaryIO, path: epath.Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except _DAMAGE as error:
         raise ValueError(f"{path}: not a whole zip ({error}); download it again.") from None
-    raise ValueError(f"{path}: no .avif images in it.")

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 
-from etils import epath
-
 from data_pipelines import pixel3dmm
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets import tracked_videos
@@ -24,11 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
-    inputs = epath.Path(args.source) / "inputs"
-    clips = tuple(
-        Clip(name, name, str(pixel3dmm.find_input(args.source, name).relative_to(inputs.parent)))
-        for name in pixel3dmm.list_names(args.source)
-    )
+    inputs = pixel3dmm.list_inputs(args.source)
+    clips = tuple(Clip(name, name, f"inputs/{path.name}") for name, path in inputs.items())
     if not clips:
-        raise FileNotFoundError(f"{inputs}: no pictures or videos in it.")
+        raise FileNotFoundError(f"{args.source}/inputs: no pictures or videos in it.")
     return [TrackedVideos(args.name, args.source, clips, args.every)]

@@ -18,10 +18,12 @@ from __future__ import annotations
 import abc
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from absl import logging
+from etils import epath
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
@@ -29,6 +31,8 @@ from data_pipelines import cameras
 from data_pipelines.captures import SkipClip, SkippedFrame
 from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.pixel3dmm import IMAGE_SIZE, TrackedClip, Tracking, WidenedCrop
+
+_T = TypeVar("_T")
 
 HEAD_EXTENT = 0.31
 """Metres at the head's distance that an image's side spans, as in the tracker's widened crops."""
@@ -63,6 +67,10 @@ class TrackedFrame(NamedTuple):
 
     clip: TrackedClip
     index: int
+
+    def tracking(self) -> Tracking:
+        """Raises `FileNotFoundError` or `ValueError`."""
+        return self.clip.tracking(self.index)
 
 
 class Performance(abc.ABC):
@@ -116,6 +124,9 @@ class MultiViewCaptures:
     def num_clips(self) -> int:
         return len(self.performances)
 
+    def clip_name(self, i: int) -> str:
+        return f"{self.performances[i].person}/{self.performances[i].sequence}"
+
     def clip(self, i: int) -> Iterator[Frame | SkippedFrame]:
         """All cameras' frames of every `every`-th tracked moment, a camera after the other."""
         try:
@@ -124,56 +135,85 @@ class MultiViewCaptures:
             raise SkipClip(str(error)) from None
 
     def _clip(self, performance: Performance) -> Iterator[Frame | SkippedFrame]:
+        """What is wrong with one camera costs its own frames alone."""
         names = performance.camera_names()
-        tracked = {name: performance.tracked(name) for name in names}
-        front = _most_frontal(tracked)
+        tracked, faults = {}, {}
+        for name in names:
+            try:
+                tracked[name] = performance.tracked(name)
+            except ValueError as error:
+                tracked[name], faults[name] = {}, str(error)
+                logging.warning("%s; %s counts as not tracked", error, name)
+        front = _most_frontal(tracked, list(faults.values()))
         heads, codes = {}, {}
         for timestep in sorted(tracked[front])[:: self.every]:
             try:
-                seen = {
-                    name: (performance.camera(name, timestep), frames[timestep])
-                    for name, frames in tracked.items()
-                    if timestep in frames
-                }
-                trackings = {
-                    name: frame.clip.tracking(frame.index) for name, (_, frame) in seen.items()
-                }
-                heads[timestep] = head_pose(
-                    [
-                        (camera, trackings[name], frame.clip.crop)
-                        for name, (camera, frame) in seen.items()
-                    ]
-                )
+                codes[timestep] = tracked[front][timestep].tracking().expression
+                heads[timestep] = _place_head(performance, tracked, timestep)
             except (FileNotFoundError, ValueError) as error:
-                yield SkippedFrame(str(error))
-                continue
-            codes[timestep] = trackings[front].expression
+                yield from [SkippedFrame(str(error))] * len(names)
         for name in names:
-            for view in performance.views(name, list(heads)):
-                if isinstance(view, SkippedFrame):
-                    yield view
-                    continue
-                head2world = heads[view.timestep]
-                try:
-                    camera = performance.camera(name, view.timestep)
-                    cut = _cut_head(camera, head2world, view, tracked[name].get(view.timestep))
-                except (FileNotFoundError, ValueError) as error:
-                    yield SkippedFrame(str(error))
-                    continue
-                yield Frame(
-                    image=cut.image,
-                    mask=cut.mask,
-                    cam2head=(cameras.invert_rigid(head2world) @ camera.cam2world).astype(
-                        np.float32
-                    ),
-                    K=cut.K.astype(np.float32),
-                    expression=codes[view.timestep],
-                    person=performance.person,
-                    sequence=performance.sequence,
-                    timestep=view.timestep,
-                    camera=name,
-                    source=MULTI_VIEW,
-                )
+            seen = 0
+            try:
+                for view in performance.views(name, list(heads)):
+                    seen += 1
+                    if isinstance(view, SkippedFrame):
+                        yield view
+                        continue
+                    frame = tracked[name].get(view.timestep)
+                    head, code = heads[view.timestep], codes[view.timestep]
+                    yield _frame(performance, name, view, head, code, frame or faults.get(name))
+            except (FileNotFoundError, ValueError) as error:  # nothing more comes of this camera
+                yield from [SkippedFrame(str(error))] * (len(heads) - seen)
+
+
+def _place_head(
+    performance: Performance, tracked: dict[str, dict[int, TrackedFrame]], timestep: int
+) -> Float[np.ndarray, "4 4"]:
+    """The head's pose by all cameras that can be used; raises `ValueError` if none can."""
+    seen, faults = [], []
+    for name, frames in tracked.items():
+        if timestep not in frames:
+            continue
+        try:
+            camera, tracking = performance.camera(name, timestep), frames[timestep].tracking()
+        except (FileNotFoundError, ValueError) as error:
+            faults.append(str(error))
+        else:
+            seen.append((camera, tracking, frames[timestep].clip.crop))
+    if not seen:
+        raise ValueError("; ".join(faults))
+    for fault in faults:
+        logging.warning("%s; the head is placed without it", fault)
+    return head_pose(seen)
+
+
+def _frame(
+    performance: Performance,
+    name: str,
+    view: View,
+    head2world: Float[np.ndarray, "4 4"],
+    code: Float[np.ndarray, "135"],
+    tracked: TrackedFrame | str | None,
+) -> Frame | SkippedFrame:
+    """A camera's frame; `tracked` is its tracking, or what is wrong with that."""
+    try:
+        camera = performance.camera(name, view.timestep)
+        cut = _cut_head(camera, head2world, view, tracked)
+    except (FileNotFoundError, ValueError) as error:
+        return SkippedFrame(str(error))
+    return Frame(
+        image=cut.image,
+        mask=cut.mask,
+        cam2head=(cameras.invert_rigid(head2world) @ camera.cam2world).astype(np.float32),
+        K=cut.K.astype(np.float32),
+        expression=code,
+        person=performance.person,
+        sequence=performance.sequence,
+        timestep=view.timestep,
+        camera=name,
+        source=MULTI_VIEW,
+    )
 
 
 def head_pose(
@@ -230,7 +270,10 @@ class _Cut(NamedTuple):
 
 
 def _cut_head(
-    camera: Camera, head2world: Float[np.ndarray, "4 4"], view: View, tracked: TrackedFrame | None
+    camera: Camera,
+    head2world: Float[np.ndarray, "4 4"],
+    view: View,
+    tracked: TrackedFrame | str | None,
 ) -> _Cut:
     """The square of `HEAD_EXTENT` round the head, its mask, and K divided by its side.
 
@@ -247,28 +290,33 @@ def _cut_head(
     square = WidenedCrop.to_box(box, box)
     if view.mask is not None:
         mask = square.cut_mask(view.mask)
-    elif tracked is not None:
+    elif isinstance(tracked, TrackedFrame):
         segmentation = tracked.clip.mask(tracked.index)
         mask = WidenedCrop.to_box(tracked.clip.crop, box).extend_mask(segmentation)
     else:
-        raise ValueError("its camera has neither mattes nor a tracking")
+        raise ValueError(tracked or "its camera has neither mattes nor a tracking")
     K = np.array(camera.K, np.float64)
     K[:2, 2] -= left, top
     K[:2] /= side
     return _Cut(square.cut_image(view.photo), mask, K)
 
 
-def _most_frontal(tracked: dict[str, dict[int, TrackedFrame]]) -> str:
-    """The tracked camera that looks at the face most from the front when it first sees it."""
+def _most_frontal(tracked: dict[str, dict[int, TrackedFrame]], faults: list[str]) -> str:
+    """The tracked camera that looks at the face most from the front when it first sees it.
 
-    def away(name: str) -> float:
-        frame = tracked[name][min(tracked[name])]
-        return frame.clip.tracking(frame.index).cam2head[2, 2]
-
-    names = [name for name, frames in tracked.items() if frames]
-    if not names:
-        raise SkipClip("none of its cameras has a Pixel3DMM tracking")
-    return min(names, key=away)
+    Raises `SkipClip`, with `faults` and those met here, if there is none.
+    """
+    away, faults = {}, list(faults)
+    for name, frames in tracked.items():
+        for timestep in sorted(frames):
+            try:
+                away[name] = frames[timestep].tracking().cam2head[2, 2]
+                break
+            except (FileNotFoundError, ValueError) as error:
+                faults.append(str(error))
+    if not away:
+        raise SkipClip("; ".join(faults) or "none of its cameras has a Pixel3DMM tracking")
+    return min(away, key=away.get)
 
 
 def _rotation_between(
@@ -287,6 +335,20 @@ def resize_mask(
     """A mask of a photo, stored at another resolution, at the photo's."""
     height, width = photo.shape[:2]
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def first_readable(read: Callable[[epath.Path], _T], paths: Iterable[epath.Path]) -> _T:
+    """What `read` makes of the first of `paths` that is whole.
+
+    Raises the `FileNotFoundError` or `ValueError` of the last one if none is.
+    """
+    fault: Exception = ValueError("none of its cameras has a file")
+    for path in paths:
+        try:
+            return read(path)
+        except (FileNotFoundError, ValueError) as error:
+            fault = error
+    raise fault
 
 
 def read_matrix(

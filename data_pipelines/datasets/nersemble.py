@@ -81,13 +81,15 @@ class NersemblePerformance(Performance):
     sequence: str
 
     def camera_names(self) -> list[str]:
-        return list(self._cameras)
+        _ = self._K  # all cameras share it: without, there is none
+        return self._names
 
     def camera(self, name: str, timestep: int) -> Camera:
-        return self._cameras[name]
+        where = f"{self._camera_params}: world_2_cam of {name}"
+        return Camera(self._K, np.linalg.inv(read_matrix(self._poses[name], (4, 4), where)))
 
     def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
-        corrected = colour_correction(self._colours[name])
+        corrected = colour_correction(self._colour(name))
         masks = epath.Path(self.source) / "masks" / self.person / self.sequence / name
         wanted = set(timesteps)
         for timestep, photo in pixel3dmm.read_video(self._video(name)):
@@ -96,7 +98,11 @@ class NersemblePerformance(Performance):
             wanted.discard(timestep)
             mask = None
             if (masks / f"{timestep:05d}.png").exists():
-                mask = pixel3dmm.read_image(masks / f"{timestep:05d}.png", "L")
+                try:
+                    mask = pixel3dmm.read_image(masks / f"{timestep:05d}.png", "L")
+                except ValueError as error:
+                    yield SkippedFrame(str(error))
+                    continue
                 mask = multi_view.resize_mask(mask, photo)
             yield View(timestep, np.asarray(Image.fromarray(photo).filter(corrected)), mask)
         for _ in wanted:
@@ -109,42 +115,47 @@ class NersemblePerformance(Performance):
     def _video(self, name: str) -> epath.Path:
         return self._videos / f"cam_{name}.mp4"
 
-    @functools.cached_property
-    def _cameras(self) -> dict[str, Camera]:
-        path = epath.Path(self.source) / self.person / "calibration" / "camera_params.json"
-        calibration = read_json(path)
-        K = read_matrix(calibration.get("intrinsics"), (3, 3), f"{path}: intrinsics")
-        poses = calibration.get("world_2_cam")
-        if not isinstance(poses, dict):
-            raise ValueError(f"{path}: expected world_2_cam, a 4x4 matrix of each camera.")
+    @property
+    def _names(self) -> list[str]:
         recorded = {path.stem.removeprefix("cam_") for path in self._videos.glob("cam_*.mp4")}
-        names = sorted(recorded & poses.keys())
-        if names:  # all cameras are alike
-            K[:2] *= pixel3dmm.video_size(self._video(names[0]))[0] / CALIBRATED_WIDTH
-        return {
-            name: Camera(
-                K,
-                np.linalg.inv(read_matrix(poses[name], (4, 4), f"{path}: world_2_cam of {name}")),
-            )
-            for name in names
-        }
+        return sorted(recorded & self._poses.keys())
+
+    @property
+    def _camera_params(self) -> epath.Path:
+        return epath.Path(self.source) / self.person / "calibration" / "camera_params.json"
 
     @functools.cached_property
-    def _colours(self) -> dict[str, np.ndarray]:
-        path = epath.Path(self.source) / self.person / "calibration" / "color_calibration.json"
-        content, matrices = read_json(path), {}
-        for name in self._cameras:
-            rows = content.get(name)
-            terms = (
-                len(rows[0]) if isinstance(rows, list) and rows and isinstance(rows[0], list) else 0
+    def _calibration(self) -> dict:
+        return read_json(self._camera_params)
+
+    @property
+    def _poses(self) -> dict[str, object]:
+        poses = self._calibration.get("world_2_cam")
+        if not isinstance(poses, dict):
+            raise ValueError(
+                f"{self._camera_params}: expected world_2_cam, a 4x4 matrix of each camera."
             )
-            if terms not in _POLYNOMIALS:
-                raise ValueError(
-                    f"{path}: camera {name} has no colour correction of 3 rows and "
-                    f"{', '.join(map(str, _POLYNOMIALS))} columns."
-                )
-            matrices[name] = read_matrix(rows, (3, terms), f"{path}: camera {name}")
-        return matrices
+        return poses
+
+    @functools.cached_property
+    def _K(self) -> np.ndarray:
+        """Intrinsics at the videos' size: all cameras are alike, so of any video that decodes."""
+        where = f"{self._camera_params}: intrinsics"
+        K = read_matrix(self._calibration.get("intrinsics"), (3, 3), where)
+        width, _ = multi_view.first_readable(pixel3dmm.video_size, map(self._video, self._names))
+        K[:2] *= width / CALIBRATED_WIDTH
+        return K
+
+    def _colour(self, name: str) -> np.ndarray:
+        path = epath.Path(self.source) / self.person / "calibration" / "color_calibration.json"
+        rows = read_json(path).get(name)
+        terms = len(rows[0]) if isinstance(rows, list) and rows and isinstance(rows[0], list) else 0
+        if terms not in _POLYNOMIALS:
+            raise ValueError(
+                f"{path}: camera {name} has no colour correction of 3 rows and "
+                f"{', '.join(map(str, _POLYNOMIALS))} columns."
+            )
+        return read_matrix(rows, (3, terms), f"{path}: camera {name}")
 
 
 def colour_correction(matrix: Float[np.ndarray, "3 terms"]) -> ImageFilter.Color3DLUT:

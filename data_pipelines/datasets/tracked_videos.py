@@ -59,6 +59,9 @@ class TrackedVideos:
     def num_clips(self) -> int:
         return len(self.clips)
 
+    def clip_name(self, i: int) -> str:
+        return self.clips[i].name
+
     def clip(self, i: int) -> Iterator[Frame | SkippedFrame]:
         """Every `every`-th tracked frame of clip `i`; raises `SkipClip`."""
         clip = self.clips[i]

@@ -57,6 +57,9 @@ class ProceduralSet:
     def frames_per_clip(self) -> int:
         return self.timesteps * self.num_cameras
 
+    def clip_name(self, index: int) -> str:
+        return f"{self.name.removeprefix('procedural_')}_{index:05d}"
+
     def clip(self, index: int) -> Iterator[Frame]:
         """Frames of a person, moment by moment, camera by camera.
 
@@ -83,7 +86,7 @@ class ProceduralSet:
                     cam2head=cam2head.astype(np.float32),
                     K=K.astype(np.float32),
                     expression=code,
-                    person=f"{self.name.removeprefix('procedural_')}_{index:05d}",
+                    person=self.clip_name(index),
                     sequence="performance",
                     timestep=timestep,
                     camera=camera,

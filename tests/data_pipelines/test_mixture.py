@@ -287,6 +287,8 @@ def test_proportions_of_decimal_weights_do_not_round():
     ("changes", "sentence"),
     [
         ({"mixture": {"mono": -1.0}}, "data.mixture.mono is -1.0"),
+        ({"mixture": {"mono": "x"}}, "data.mixture.mono is 'x': expected the data set's weight"),
+        ({"mixture": {"mono": True}}, "data.mixture.mono is True: expected"),
         ({"mixture": {"mono": 0.0}}, "no data set a weight"),
         ({"mixture": {"celebrities": 1.0}}, "celebrities holds no finished data set"),
         ({"image_size": 64}, "holds images of 16 pixels"),

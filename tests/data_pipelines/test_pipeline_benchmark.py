@@ -41,6 +41,14 @@ def test_takes_a_single_set(root, capsys):
     assert "multi: 40 images" in run(capsys, root / "multi")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("workers", -1, 0), ("batch", 0, 1), ("size", 0, 1)]
+)
+def test_numbers_out_of_range_are_named(root, capsys, option, value, least):
+    assert main([str(root), f"--{option}={value}"]) == 1
+    assert f"error: --{option} is {value}; expected {least} or more" in capsys.readouterr().err
+
+
 def test_folder_without_data_is_named(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert f"error: {tmp_path} holds no finished data set" in capsys.readouterr().err

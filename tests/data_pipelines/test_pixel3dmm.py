@@ -223,6 +223,28 @@ def test_the_wrappers_folders_in_between_are_found(clip):
     np.testing.assert_array_equal(pixel3dmm.read_portrait(root, "clip").image, expected.image)
 
 
+STOCK = "tracking/clip_nV1_noPho_uv2000.0_n1000.0"
+"""Where the stock tracker writes: its settings are added to the clip's name."""
+
+
+def test_the_stock_trackers_folder_is_found(clip):
+    root, photos = clip
+    look_alikes.write_image(root / "inputs/clip.png", photos[0])
+    expected = pixel3dmm.read_portrait(root, "clip")
+    (root / "tracking/clip").rename(root / STOCK)
+    (root / "tracking/clip_2_nV1_noPho_uv2000.0_n1000.0/checkpoint").mkdir(parents=True)
+    np.testing.assert_array_equal(pixel3dmm.read_portrait(root, "clip").image, expected.image)
+
+
+def test_of_two_trackings_none_is_taken_unasked(clip):
+    root, photos = clip
+    look_alikes.write_image(root / "inputs/clip.png", photos[0])
+    (root / STOCK / "checkpoint").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"tracking/clip and .*clip_nV1.* move away all but") as e:
+        pixel3dmm.read_portrait(root, "clip")
+    assert "\n" not in str(e.value)
+
+
 def test_a_real_performance(shared_dir):
     driving = pixel3dmm.read_driving(shared_dir / "real/driving/EMO-1-shout+laugh")
     assert driving.expression.shape == (121, 135)
@@ -300,7 +322,7 @@ def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, error
 
 def test_a_portrait_without_tracking(tmp_path):
     look_alikes.write_image(tmp_path / "inputs/me.jpg", look_alikes.photo(64, 64))
-    assert pixel3dmm.list_names(tmp_path) == ["me"]
+    assert list(pixel3dmm.list_inputs(tmp_path)) == ["me"]
     with pytest.raises(FileNotFoundError, match="me has no tracking, expected tracking/me/checkp"):
         pixel3dmm.read_portrait(tmp_path, "me")
 

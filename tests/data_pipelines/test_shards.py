@@ -108,6 +108,19 @@ def test_folder_of_other_settings_is_left_alone(tmp_path):
     assert contents(tmp_path / "tiny") == before
 
 
+@dataclasses.dataclass(frozen=True)
+class RenamedClip(TinyCaptures):
+    def clip_name(self, i: int) -> str:
+        return "another" if i == 3 else super().clip_name(i)
+
+
+def test_as_many_clips_of_other_names_are_other_captures(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(DiesAtClip(), tmp_path)
+    with pytest.raises(ValueError, match=r"was prepared with clips 4 \(names hashed: .* not 4"):
+        write_shards(RenamedClip(), tmp_path)
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").write_text("...")
@@ -125,6 +138,26 @@ def test_summary_says_what_was_left_out_and_why(tmp_path):
     assert len(PreparedSet(tmp_path / "tiny")) == 12
 
 
+def test_what_was_left_out_is_tried_again_when_asked_for(tmp_path):
+    write_shards(TinyCaptures(skip=(1,)), tmp_path / "mended")
+    shards = sorted((tmp_path / "mended" / "tiny").glob("*.array_record-*"))
+    times = [s.stat().st_mtime_ns for s in shards]
+    assert write_shards(TinyCaptures(), tmp_path / "mended").clips == 3
+    assert write_shards(TinyCaptures(), tmp_path / "mended", retry=True).clips == 4
+    redone = [s.stat().st_mtime_ns for s in shards]
+    assert [a == b for a, b in zip(times, redone, strict=True)] == [True, False, True, True]
+    write_shards(TinyCaptures(), tmp_path / "whole")
+    assert contents(tmp_path / "mended" / "tiny") == contents(tmp_path / "whole" / "tiny")
+    # Nothing is left to try again: all stays as it is.
+    write_shards(TinyCaptures(), tmp_path / "mended", retry=True)
+    assert [s.stat().st_mtime_ns for s in shards] == redone
+
+
+def test_a_frame_that_was_left_out_is_tried_again_too(tmp_path):
+    write_shards(TinyCaptures(bad_frames=(2,)), tmp_path)
+    assert write_shards(TinyCaptures(), tmp_path, retry=True).frames == 20
+
+
 @dataclasses.dataclass(frozen=True)
 class UnreadableClip(TinyCaptures):
     def clip(self, i: int):
@@ -134,7 +167,7 @@ class UnreadableClip(TinyCaptures):
 
 
 def test_clip_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"clip 2 of tiny: video.mp4 is no video"):
+    with pytest.raises(ValueError, match=r"clip s2 of tiny: video.mp4 is no video"):
         write_shards(UnreadableClip(), tmp_path)
 
 
@@ -160,8 +193,9 @@ def test_nothing_to_write_is_an_error(tmp_path):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no frame is left"):
+    with pytest.raises(ValueError, match=r"no frame is left .* its calibration .* --retry"):
         write_shards(TinyCaptures(num_clips=2, skip=(0, 1)), tmp_path)
+    assert write_shards(TinyCaptures(num_clips=2), tmp_path, retry=True).clips == 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +206,7 @@ class MixedClip(TinyCaptures):
 
 
 def test_clip_of_two_people_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="clip 0 of tiny: it mixes people"):
+    with pytest.raises(ValueError, match="clip s0 of tiny: it mixes people"):
         write_shards(MixedClip(), tmp_path)
 
 
@@ -273,7 +307,7 @@ def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
     remote, local = PreparedSet("s3://bucket/data/tiny"), PreparedSet(tmp_path / "local" / "tiny")
     assert [remote.record(i) for i in range(20)] == [local.record(i) for i in range(20)]
     assert (epath.Path("s3://bucket/data/tiny") / "dataset_info.json").exists()
-    assert not (epath.Path("s3://bucket/data/tiny") / "unfinished").exists()
+    assert not (epath.Path("s3://bucket/data/tiny") / "parts").exists()
 
 
 def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):

@@ -261,6 +261,11 @@ def test_cut_or_flipped_files(path):
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match="CRC"):
         load_torch_file(path)
+    far = bytearray(whole)
+    far[29] = 255  # the first member's content would begin past the end of the file
+    path.write_bytes(far)
+    with pytest.raises(ValueError, match=r"not a whole file .*\(EOFError\)"):
+        load_torch_file(path)
 
 
 def test_other_files(path):

@@ -129,6 +129,25 @@ def test_folder_of_a_picture_a_video_and_a_folder_of_pictures(tmp_path):
         np.testing.assert_array_equal(getattr(frame, field), getattr(expected, field))
 
 
+def test_files_as_phones_name_them(tmp_path):
+    look_alikes.write_image(tmp_path / "inputs/anna.JPG", PHOTOS[0])
+    look_alikes.write_video(tmp_path / "inputs/ben.MOV", PHOTOS)
+    track(tmp_path, "anna", 1)
+    track(tmp_path, "ben", 6)
+    captures = open_set(folder, "--source", tmp_path)
+    assert [len(list(captures.clip(i))) for i in range(2)] == [1, 6]
+
+
+def test_two_inputs_of_a_name_are_not_taken_for_each_other(tmp_path, capsys):
+    write_portraits(tmp_path, "anna", "ben")
+    look_alikes.write_image(tmp_path / "inputs/anna.png", PHOTOS[1])
+    assert run_prepare(tmp_path, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path}/inputs: anna.jpg and anna.png have the same name anna" in error
+    assert error.count("\n") == 1
+    assert len(list(pixel3dmm.read_clip(tmp_path, "ben"))) == 1  # another's name is its own
+
+
 def test_damage_costs_the_frame_or_the_clip_and_is_named(tmp_path):
     look_alikes.write_video(tmp_path / "inputs/ben.mp4", PHOTOS)
     track(tmp_path, "ben")
@@ -148,6 +167,59 @@ def test_damage_costs_the_frame_or_the_clip_and_is_named(tmp_path):
     (tmp_path / "inputs/ben.mp4").write_bytes(b"no video")
     with pytest.raises(SkipClip, match="does not decode as a video"):
         list(captures.clip(0))
+
+
+def write_portraits(root, *tracked):
+    for name in ("anna", "ben"):
+        look_alikes.write_image(root / f"inputs/{name}.jpg", PHOTOS[0])
+    for name in tracked:
+        track(root, name, count=1)
+
+
+def run_prepare(source, out, *options):
+    argv = ["folder", "--source", str(source), "--out", str(out), "--workers", "1", *options]
+    return prepare.main(argv)
+
+
+def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_portraits(source)
+    assert run_prepare(source, out) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no frame is left" in error
+    assert "no Pixel3DMM tracking" in error
+    assert "--retry" in error
+    track(source, "anna", count=1)
+    assert run_prepare(source, out, "--retry") == 0
+    said = capsys.readouterr().out
+    assert "1 people, 1 clips, 1 frames" in said
+    assert "add --retry to the same command" in said
+    track(source, "ben", count=1)
+    assert run_prepare(source, out) == 0
+    assert "prepared before and is kept" in capsys.readouterr().out
+    assert run_prepare(source, out, "--retry") == 0
+    said = capsys.readouterr().out
+    assert "2 people, 2 clips, 2 frames" in said
+    assert "--retry" not in said
+
+
+@pytest.mark.parametrize("every", [0, -2])
+def test_every_out_of_range_claims_no_folder(tmp_path, capsys, every):
+    write_portraits(tmp_path, "anna", "ben")
+    assert run_prepare(tmp_path, tmp_path / "out", f"--every={every}") == 1
+    assert f"error: --every is {every}; expected 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, capsys, monkeypatch):
+    for name in ("one", "two"):
+        write_portraits(tmp_path / name, "anna", "ben")
+    assert run_prepare(tmp_path / "one", tmp_path / "out") == 0
+    assert run_prepare(tmp_path / "two", tmp_path / "out") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"was prepared with source {tmp_path}/one, not {tmp_path}/two" in error
+    monkeypatch.chdir(tmp_path)
+    assert run_prepare("one", "out") == 0
 
 
 @pytest.mark.parametrize(
@@ -184,7 +256,7 @@ def test_real_portraits_through_shards(tmp_path, shared_dir):
     assert prepare.main([*argv, "--workers", "1"]) == 0
     prepared = PreparedSet(tmp_path / "folder")
     assert len(prepared) == 2
-    for i, name in enumerate(pixel3dmm.list_names(shared_dir / "real")):
+    for i, name in enumerate(pixel3dmm.list_inputs(shared_dir / "real")):
         frame = prepared.frame(i)
         portrait = pixel3dmm.read_portrait(shared_dir / "real", name)
         np.testing.assert_array_equal(frame.cam2head, portrait.cam2head)

@@ -59,6 +59,9 @@ class TinyCaptures:
     skip: tuple[int, ...] = ()
     bad_frames: tuple[int, ...] = ()
 
+    def clip_name(self, i: int) -> str:
+        return f"s{i}"
+
     def clip(self, i: int) -> Iterator[Frame | SkippedFrame]:
         source = MULTI_VIEW if self.cameras > 1 else MONOCULAR
         for timestep in range(self.timesteps):

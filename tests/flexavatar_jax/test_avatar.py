@@ -102,6 +102,7 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
         (dict(out="no/such/folder/film.mp4"), "no/such/folder"),
         (dict(workdir="nowhere"), "nowhere"),
         (dict(driving="no/performance"), "no/performance"),
+        (dict(driving="DIR", frames=7), "leave out --frames or --driving"),
         (dict(size=-4), "--size is -4; expected 1 or more"),
         (dict(size=0), "--size is 0; expected 1 or more"),
         (dict(backend="metal"), "backend is 'metal'; expected 'auto' or one of"),
@@ -133,11 +134,29 @@ def test_a_portrait_is_the_file_that_was_given(shared_dir):
         avatar.find_portrait(str(given.with_suffix(".png")))
 
 
+def test_a_portrait_is_taken_from_inputs_alone(tmp_path):
+    for folder in ("inputs", "originals"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "me.jpg").touch()
+    with pytest.raises(ValueError, match=r"belongs to .*inputs/me\.jpg"):
+        avatar.find_portrait(str(tmp_path / "originals" / "me.jpg"))
+
+
+def test_a_portrait_as_a_phone_names_it(shared_dir, tmp_path):
+    real = shared_dir / "real"
+    for folder in ("processing", "tracking"):
+        (tmp_path / folder).symlink_to(real / folder)
+    (tmp_path / "inputs").mkdir()
+    portrait = tmp_path / "inputs" / "marble_sculpture.JPG"
+    portrait.symlink_to(real / "inputs" / "marble_sculpture.jpg")
+    assert avatar.find_portrait(str(portrait)).image.shape == (512, 512, 3)
+
+
 def test_two_pictures_of_a_name_are_not_taken_for_each_other(tmp_path):
     (tmp_path / "inputs").mkdir()
     for suffix in (".jpg", ".png"):
         (tmp_path / "inputs" / f"me{suffix}").touch()
-    with pytest.raises(ValueError, match=r"belongs to .*inputs/me.jpg"):
+    with pytest.raises(ValueError, match=r"me\.jpg and me\.png have the same name me"):
         avatar.find_portrait(str(tmp_path / "inputs" / "me.png"))
 
 

@@ -33,6 +33,20 @@ MISTAKES = {
         "{tmp}/none",
         1,  # it may be there the next time
     ),
+    "a mixture of one's own, of data that is not there": (
+        [
+            *("--config=configs/demo.py", "--workdir={tmp}/run", "--config.data.root={tmp}"),
+            "--config.data.mixture={{'mine': 1.0}}",
+        ],
+        "{tmp}/mine holds no finished data set",
+    ),
+    "a weight that is no number": (
+        [
+            *("--config=configs/demo.py", "--workdir={tmp}/run"),
+            "--config.data.mixture={{'mine': 'x'}}",
+        ],
+        "data.mixture.mine is 'x'",
+    ),
     "a batch that the mesh cannot split": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.accumulate=5"],
         "config.batch",

@@ -1,18 +1,25 @@
 """Evaluation: sectors of view, the best constant, metrics and the page of pictures."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipelines import cameras
+from data_pipelines.procedural.datasets import procedural_sets
+from data_pipelines.shard_writer import write_shards
 from flexavatar_jax.evaluate import (
     check_numbers,
     evaluate,
     evenly_spaced,
     sector,
     sector_means,
+    spread,
 )
+from flexavatar_jax.report import SHOWN_TARGETS, TILE, TestPerson, person_grid
 from flexavatar_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,6 +36,30 @@ def test_sectors_by_azimuth(azimuth, expected):
 def test_evenly_spaced_reaches_both_ends_without_repeats():
     np.testing.assert_array_equal(evenly_spaced(11, 3), [0, 5, 10])
     np.testing.assert_array_equal(evenly_spaced(2, 5), [0, 1])
+
+
+@pytest.mark.parametrize(("cameras", "moments"), [(16, 3), (16, 1), (7, 5), (80, 4), (1, 9)])
+@pytest.mark.parametrize("wanted", [16, 20, 50, 80])
+def test_targets_come_from_all_cameras_and_all_through_time(cameras, moments, wanted):
+    timestep, camera = (a.ravel() for a in np.indices((moments, cameras)))  # as they are stored
+    chosen = spread(camera, timestep, wanted)
+    assert len(set(chosen)) == len(chosen) == min(wanted, cameras * moments)
+    seen = np.bincount(camera[chosen], minlength=cameras)
+    assert np.count_nonzero(seen) == min(wanted, cameras)
+    assert np.ptp(seen) <= 1
+    assert {timestep[chosen].min(), timestep[chosen].max()} == {0, moments - 1}
+
+
+def test_pictures_say_from_where_they_were_taken():
+    def grid(*sectors):
+        grey = np.full((2, 32, 32, 3), 0.5)
+        return person_grid(TestPerson("anna", grey[0], list(sectors), grey, grey))
+
+    difference = np.abs(grid("front", "side") - grid("front", "back")).max(axis=(0, 2))
+    tiles = difference.reshape(1 + SHOWN_TARGETS, TILE).max(axis=1)
+    # The first half of the tiles shows the first target, the second half the second.
+    half = SHOWN_TARGETS // 2
+    np.testing.assert_array_equal(tiles > 0, [False] * (1 + half) + [True] * half)
 
 
 def test_the_constant_of_a_sector_is_its_mean_image(tiny_config):
@@ -57,20 +88,74 @@ def test_an_evaluation_of_nothing_is_named(field, value, tiny_config):
         check_numbers(tiny_config, "run")
 
 
-def test_a_run_is_evaluated_into_metrics_and_a_report(tiny_config, tmp_path):
-    tiny_config.steps = 2
-    train(tiny_config, tmp_path)
-    metrics = evaluate(tmp_path)
-    stored = json.loads((tmp_path / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def run(make_tiny_config, tmp_path_factory):
+    config, workdir = make_tiny_config(), tmp_path_factory.mktemp("run")
+    config.steps = 2
+    train(config, workdir)
+    return workdir
+
+
+def test_a_run_is_evaluated_into_metrics_and_a_report(run):
+    metrics = evaluate(run)
+    stored = json.loads((run / "metrics.json").read_text())
     assert stored == metrics
     assert {"psnr_unseen_all", "psnr_unseen_front", "psnr_unseen_back"} <= stored.keys()
     assert stored["steps"] == 2
     assert stored["seconds"] > 0
     assert 5 < stored["psnr_constant_all"] < 40
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text()
     for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
         assert name in page
-        assert (tmp_path / "report" / name).stat().st_size > 0
+        assert (run / "report" / name).stat().st_size > 0
+    first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    for number in (first["step"], last["step"], f"{first['loss']:.3g}", f"{last['loss']:.3g}"):
+        assert f">{number}</text>" in page
+
+
+def test_a_set_of_ones_own_is_evaluated_without_the_training_data(run, tiny_data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(tiny_data / "procedural_test", tmp_path / "mine")
+    metrics = evaluate(tmp_path / "run", data_root=str(tmp_path), dataset="mine")
+    assert "psnr_unseen_back" in metrics
+    assert not any("_constant_" in key for key in metrics)
+    assert f"{tmp_path}/procedural_monocular" in metrics["no_constant"]
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert metrics["no_constant"] in page
+    assert "people of mine" in page
+    assert "constant's" not in page
+
+
+def test_a_test_set_smaller_than_the_model_is_named(run, tmp_path):
+    (*_, small) = procedural_sets(
+        size=16, test_people=1, test_timesteps=1, num_cameras=2, monocular_people=1
+    )
+    write_shards(small, tmp_path)
+    with pytest.raises(ValueError, match=r"procedural_test holds images of 16 pixels, .* for 32"):
+        evaluate(run, data_root=str(tmp_path))
+
+
+def test_a_report_that_cannot_be_written_is_named_before_the_work(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
+    (tmp_path / "run" / "report").write_text("the annual one")
+    with pytest.raises(OSError, match=r"run/report cannot be written \(File exists\); move it"):
+        evaluate(tmp_path / "run", step=12345)  # not even looked for
+
+
+def test_weights_for_which_the_model_has_no_use_are_named(run):
+    with pytest.raises(ValueError, match=r"--dinov2 no\.file: the model of .* needs no DINOv2"):
+        evaluate(run, dinov2="no.file")
+
+
+def test_the_readmes_snippet_restores_a_run(run, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_model" in s)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet, names)
+    assert names["loaded"].step == 2
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -52,6 +52,14 @@ def test_weights_trained_here_are_complete_for_the_authors_code(run, tmp_path):
     assert not any(np.any(new[name]) for name in changed - {sinks})
 
 
+def test_a_damaged_file_of_what_an_import_kept_is_named(run, tmp_path, capsys):
+    kept = run.out / UNUSED_FILE
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="1"):
+        main([str(run.out), "--out", str(tmp_path / "a.safetensors")])
+    assert f"error: {kept} is damaged" in capsys.readouterr().err
+
+
 def test_the_command_names_what_is_wrong(run, tmp_path, capsys):
     main([str(run.out), "--out", str(tmp_path / "a.safetensors")])
     capsys.readouterr()

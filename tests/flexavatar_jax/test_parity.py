@@ -1,6 +1,7 @@
 """Outputs of the published size, with weights by a rule, against the reference outputs."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,36 @@ def test_errors_within_the_tolerance_are_fine_and_no_number_is_not():
     assert Result("a", 1e-6, 5e-6).ok
     assert not Result("a", 6e-6, 5e-6).ok
     assert not Result("a", np.nan, 5e-6).ok
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def drop_features(path):
+    with np.load(path) as arrays:
+        kept = {name: array for name, array in arrays.items() if name != "features"}
+    np.savez(path, **kept)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("input.png", cut, "input.png: does not decode as a picture"),
+        ("parity.npz", cut, "parity.npz is damaged"),
+        ("frozen_parity.npz", cut, "frozen_parity.npz is damaged"),
+        ("parity.npz", drop_features, "parity.npz has no array features"),
+    ],
+)
+def test_a_damaged_case_is_named(shared_dir, tmp_path, capsys, file, damage, sentence):
+    for name in ("input.png", "parity.npz", "frozen_parity.npz"):
+        shutil.copyfile(shared_dir / "flex1" / name, tmp_path / name)
+    damage(tmp_path / file)
+    with pytest.raises(SystemExit, match="1"):
+        main(["--shared", str(shared_dir), "--case", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path}/{sentence}" in error
+    assert error.count("\n") == 1
 
 
 def test_a_missing_case_is_named(shared_dir, tmp_path, capsys):

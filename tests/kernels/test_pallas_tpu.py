@@ -188,6 +188,13 @@ def compiled_bytes(chip: str, images: int, **options) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--chip=v5e", 2)])
+def test_the_command_looks_at_its_arguments_before_it_compiles(option, status, capsys):
+    with pytest.raises(SystemExit, match=str(status)):
+        tpu_costs.main([option])
+    assert "usage: python -m kernels.tpu_costs" in "".join(capsys.readouterr())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 16, 100])
 @pytest.mark.parametrize("chip", list(tpu_costs.CHIPS))
