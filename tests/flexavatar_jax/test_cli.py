@@ -39,6 +39,7 @@ MISTAKES = {
             "--config.data.mixture={{'mine': 1.0}}",
         ],
         "{tmp}/mine holds no finished data set",
+        1,
     ),
     "a weight that is no number": (
         [
@@ -46,6 +47,7 @@ MISTAKES = {
             "--config.data.mixture={{'mine': 'x'}}",
         ],
         "data.mixture.mine is 'x'",
+        2,
     ),
     "a batch that the mesh cannot split": (
         ["--config=configs/demo.py", "--workdir={tmp}/run", "--config.accumulate=5"],
