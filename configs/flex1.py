@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     config.max_bad_steps = 100  # so many in a row end the run: it has diverged
     config.max_gradient_norm = 0.0  # a larger one is a bad step too; 0: any finite norm is good
     config.rasterizer = "auto"  # kernels.rasterize's backend
+    config.splat_capacity = 0  # room for an image's intersections of Gaussians with tiles; 0: ample
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that are left
     config.checkpoint = ConfigDict(dict(every=2000, keep=3))

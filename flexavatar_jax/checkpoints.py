@@ -32,7 +32,7 @@ from flexavatar_jax.model import FlexAvatar
 CHANGEABLE = (
     *("accumulate", "bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction"),
     *("data.root", "data.workers", "eval", "frozen", "log", "max_bad_steps", "mesh"),
-    *("model.remat", "rasterizer", "steps"),
+    *("model.remat", "rasterizer", "splat_capacity", "steps"),
 )
 """Config fields that may differ when a run goes on: they don't change what a step computes."""
 

@@ -57,6 +57,7 @@ RULES = {
     "max_bad_steps": POSITIVE_COUNT,
     "max_gradient_norm": NOT_NEGATIVE,
     "rasterizer": _one_of("auto", *BACKENDS),
+    "splat_capacity": COUNT,
     "model.image_size": POSITIVE_COUNT,
     "model.patch_size": POSITIVE_COUNT,
     "model.width": POSITIVE_COUNT,

@@ -30,6 +30,7 @@ def render(
     *,
     size: int,
     backend: str = "auto",
+    capacity: int | None = None,
 ) -> Render:
     """Renders square images of `gaussians` ([*b, G, ...], one set an image).
 
@@ -40,7 +41,7 @@ def render(
       K: intrinsics divided by the image size.
       background: RGB in [0, 1].
       size: side of the images in pixels.
-      backend: see `kernels.rasterize`.
+      backend, capacity: see `kernels.rasterize`.
 
     Returns:
       `kernels.Render`: color [*b, size, size, 3], alpha, depth, and the count of overflows.
@@ -57,4 +58,5 @@ def render(
         height=size,
         background=background,
         backend=backend,
+        capacity=capacity,
     )

@@ -221,7 +221,7 @@ class Meter:
                 self._log.say(
                     f"up to step {step}, {means['splat_overflow']:.3g} intersections of Gaussians "
                     "with tiles an image had no room and were not drawn: the Gaussians are very "
-                    "large"
+                    "large; config.splat_capacity makes more room"
                 )
             self._window, self._since, self._waited = [], time.monotonic(), 0.0
         if step % self._config.log.images_every == 0 or step == self._config.steps:

@@ -273,6 +273,7 @@ def shard_losses(
             jnp.broadcast_to(batch["background"][:, None], (examples, images, 3)),
             size=size,
             backend=config.rasterizer,
+            capacity=config.splat_capacity or None,
         )
     with jax.named_scope("losses"):
         loss, parts = training_loss(
