@@ -165,7 +165,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"{workdir} is not a run's folder (no config.json); give the --workdir of a training "
+            f"{workdir} is not a run's folder (no config.json); give the folder of a training "
             "run or of an import"
         )
     try:
