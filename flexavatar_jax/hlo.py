@@ -19,6 +19,8 @@ _REGULAR_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _NOTE = re.compile(r'op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_CYCLES = 2**63 - 1
+"""What the TPU compiler gives for what it puts no figure to, such as gathers by the SparseCore."""
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -82,7 +84,8 @@ def estimated_cycles(hlo: str, scopes: Sequence[str]) -> dict[str, int]:
     total = collections.Counter(dict.fromkeys([*scopes, "other"], 0))
     for name, lines in bodies.items():
         for line in lines:
-            if not (cycles := _CYCLES.search(line)):
+            cycles = _CYCLES.search(line)
+            if not cycles or int(cycles[1]) == _NO_CYCLES:
                 continue
             note = _NOTE.search(line)
             scope = inside.search(note[1]) if note else None

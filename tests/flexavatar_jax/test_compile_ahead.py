@@ -47,6 +47,7 @@ ENTRY %main (p0: f32[2,16]) -> f32[] {
   %s = (f32[4], f32[32]) all-gather-start(f32[4] %y), replica_groups=[1,8]<=[8], dimensions={0}
   %d = f32[32] all-gather-done((f32[4], f32[32]) %s)
   %n = f32[8] fusion(), metadata={op_name="jit(step)/tail/dot"}, b={"estimated_cycles":"7"}
+  %g = f32[8] fusion(), b={"estimated_cycles":"9223372036854775807"}
   %o = f32[8] copy(), backend_config={"estimated_cycles":"3"}
   %alone = f32[4] all-reduce(f32[4] %y), replica_groups={{0},{1}}, to_apply=%sum
   %m = f32[3] all-reduce(%y), replica_groups=mesh['a'=4,'b'=2] {'a':(1)2,'b'}, to_apply=%sum
