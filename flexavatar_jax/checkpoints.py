@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -322,6 +325,25 @@ def read_params(workdir: epath.PathLike, abstract: nnx.State) -> nnx.State:
     """
     with contextlib.closing(open_checkpoints(workdir)) as checkpoints:
         return checkpoints.restore_params(checkpoints.latest_step, abstract)
+
+
+def hush_failed_writes() -> None:
+    """Keeps what Orbax's and TensorStore's threads say of a failed write off this process's stderr.
+
+    That is hundreds of lines for one full disk, among which the sentence of `Checkpoints` is lost.
+    """
+    hook = sys.unraisablehook  # of callbacks from TensorStore's threads, to a loop that has ended
+
+    def leave_out_ended_loops(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = leave_out_ended_loops
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    )
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def open_checkpoints(workdir: epath.PathLike, step: int | None = None) -> Checkpoints:

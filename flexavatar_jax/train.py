@@ -29,7 +29,13 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli, flops
-from flexavatar_jax.checkpoints import Checkpoints, claim_workdir, open_workdir, read_params
+from flexavatar_jax.checkpoints import (
+    Checkpoints,
+    claim_workdir,
+    hush_failed_writes,
+    open_workdir,
+    read_params,
+)
 from flexavatar_jax.config_check import check_config
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.metric_log import MetricLog
@@ -327,6 +333,7 @@ def connect() -> None:
 
 
 def main() -> int:
+    hush_failed_writes()
     if not FLAGS.distributed:
         return train(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
     connect()
