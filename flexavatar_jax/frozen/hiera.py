@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen.layers import layer_norm, linear, normalise
@@ -53,6 +54,10 @@ class Block(NamedTuple):
     pool: bool
     """Halves the resolution, by max-pooling the queries 2x2."""
 
+    @property
+    def window_after(self) -> int:
+        return self.window // 2 if self.pool else self.window
+
 
 def _blocks() -> tuple[Block, ...]:
     """All 16 blocks: a stage's first one pools, within the windows of the stage before."""
@@ -84,27 +89,19 @@ def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arr
 
     Any size of image goes: it is resized bilinearly to 1024.
     """
-    dtype = params["positions"].dtype
-    shape = (len(image), IMAGE_SIZE, IMAGE_SIZE, 3)
-    image = jax.image.resize(image.astype(jnp.float32), shape, "bilinear", antialias=False)
     x = jax.lax.conv_general_dilated(
-        _squares(normalise(image).astype(dtype)),
+        _squares(normalise(image.astype(jnp.float32))).astype(params["positions"].dtype),
         params["patch"]["w"],
         (1, 1),
         "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=("NCHW", "HWIO", "NHWC"),
     )
     x = x + params["patch"]["b"] + params["positions"]
 
-    def through(x: Array, blocks: tuple[Block, ...], params: Sequence[Params]) -> Array:
-        for block, p in zip(blocks, params, strict=True):
-            x = _block(block, p, x)
-        return x
-
-    x = through(x, BLOCKS[:ENTRY], params["entry"])
+    x = _through(BLOCKS[:ENTRY], params["entry"], x)
     period = BLOCKS[ENTRY : ENTRY + PERIOD]
-    x, _ = jax.lax.scan(lambda x, p: (through(x, period, p), None), x, params["repeated"])
-    stride_16, x = x, through(x, BLOCKS[EXIT:], params["exit"])
+    x, _ = jax.lax.scan(lambda x, p: (_through(period, p, x), None), x, params["repeated"])
+    stride_16, x = x, _through(BLOCKS[EXIT:], params["exit"], x)
     coarse = repeat(linear(x, params["neck_32"]), "b h w c -> b (h 2) (w 2) c")
     return linear(stride_16, params["neck_16"]) + coarse
 
@@ -186,57 +183,95 @@ def fold(weights: Mapping[str, np.ndarray], dtype: jnp.dtype = jnp.float32) -> P
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
 
 
-def _squares(x: Float[Array, "b h w 3"]) -> Float[Array, "b h//4+1 w//4+1 48"]:
-    """Squares of 4x4 pixels as channels, zeros around.
+def _squares(image: Float[Array, "b h w 3"]) -> Float[Array, "b 48 257 257"]:
+    """The image at 1024x1024 in squares of 4x4 pixels, as channels, zeros around.
 
     The 7x7 convolution of stride 4 is a 2x2 convolution of these; few channels and large strides
-    are what TPUs are slowest at.
+    are what TPUs are slowest at. Resized by matrices that leave its rows and columns in fours,
+    pixels need no moving.
     """
     before, after = KERNEL // 2, STRIDE - KERNEL // 2
-    x = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
-    return rearrange(x, "b (h r) (w s) c -> b h w (r s c)", r=STRIDE, s=STRIDE)
+
+    def matrix(size: int) -> Float[Array, "257 4 {size}"]:
+        eye = jnp.eye(size, dtype=image.dtype)
+        lines = jax.image.resize(eye, (IMAGE_SIZE, size), "bilinear", antialias=False)
+        return rearrange(jnp.pad(lines, ((before, after), (0, 0))), "(i r) h -> i r h", r=STRIDE)
+
+    exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    x = exact("irh,bhwc->bcriw", matrix(image.shape[1]), image)
+    x = exact("jsw,bcriw->bcrsij", matrix(image.shape[2]), x)
+    return rearrange(x, "b c r s i j -> b (c r s) i j")
 
 
 def _squares_kernel(kernel: Float[np.ndarray, "o c 7 7"]) -> Float[np.ndarray, "2 2 48 o"]:
     """The 7x7 kernel, with a zero row and column after it, for `_squares`."""
     kernel = np.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    return rearrange(kernel, "o c (h r) (w s) -> h w (r s c) o", r=STRIDE, s=STRIDE)
+    return rearrange(kernel, "o c (h r) (w s) -> h w (c r s) o", r=STRIDE, s=STRIDE)
+
+
+def _through(
+    blocks: Sequence[Block], params: Sequence[Params], x: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 c2"]:
+    """A map after consecutive blocks, which is cut into windows only where windows change."""
+    runs: list[list[tuple[Block, Params]]] = []
+    for block, p in zip(blocks, params, strict=True):
+        if not runs or block.window != runs[-1][-1][0].window_after:
+            runs.append([])
+        runs[-1].append((block, p))
+    for run in runs:
+        size, window = x.shape[1], run[0][0].window or x.shape[1]
+        pools = sum(block.pool for block, _ in run)
+        inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
+        x = _to_windows(x, window, pools)
+        for block, p in run:
+            x = _block(block, p, x, inside)
+            inside = _pool(inside) if block.pool else inside
+        x = _from_windows(x, size >> pools, window >> pools)
+    return x
+
+
+def _to_windows(x: Float[Array, "b h w c"], window: int, pools: int) -> Float[Array, "b n t c"]:
+    """Square windows of a map, zeros at its end where they don't divide it, as lists of tokens.
+
+    Order matters to pooling alone: what the first of so many `pools` joins is a quarter of the list
+    apart, as TPUs are good at quarters and bad at neighbours (Ryali et al., 2023, do so on GPUs).
+    """
+    fill = -x.shape[1] % window
+    x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
+    if pools == 2:
+        pattern = "b (i h k r) (j w l s) c -> b (i j) (r s k l h w) c"
+        return rearrange(x, pattern, h=window // 4, w=window // 4, k=2, l=2, r=2, s=2)
+    pattern = "b (i h r) (j w s) c -> b (i j) (r s h w) c"
+    side = window >> pools
+    return rearrange(x, pattern, h=side, w=side, r=1 + pools, s=1 + pools)
+
+
+def _from_windows(x: Float[Array, "b n t c"], size: int, window: int) -> Float[Array, "b h w c"]:
+    """The map that windows were of, without what filled it up."""
+    tiles = -(-size // window)
+    x = rearrange(x, "b (i j) (h w) c -> b (i h) (j w) c", i=tiles, h=window)
+    return x[:, :size, :size]
 
 
 def _block(
-    block: Block, p: dict[str, dict[str, Array]], x: Float[Array, "b h w c"]
-) -> Float[Array, "b h2 w2 c2"]:
+    block: Block, p: Params, x: Float[Array, "b n t c"], inside: Float[Array, "1 n t 1"]
+) -> Float[Array, "b n t2 c2"]:
+    """Attention within each window, of pooled queries where the block halves the resolution.
+
+    What fills up a map counts as zero before the projection to q, k and v, and is attended to like
+    anything else: so was SAM trained.
+    """
     normed = layer_norm(x, p["norm1"])
     skip = _pool(linear(normed, p["skip"])) if block.pool else x
-    x = skip + _attention(block, p, normed)
+    q, k, v = jnp.split(linear(normed * inside, p["qkv"]), 3, axis=-1)
+    q = _pool(q) if block.pool else q
+    windows = x.shape[1]
+    q, k, v = (rearrange(t, "b n t (h d) -> (b n) t h d", h=block.heads) for t in (q, k, v))
+    attend = jax.nn.dot_product_attention if block.window else _attend_globally
+    attended = rearrange(attend(q, k, v), "(b n) t h d -> b n t (h d)", n=windows)
+    x = skip + linear(attended, p["out"])
     hidden = jax.nn.gelu(linear(layer_norm(x, p["norm2"]), p["mlp_in"]), approximate=False)
     return x + linear(hidden, p["mlp_out"])
-
-
-def _attention(
-    block: Block, p: dict[str, dict[str, Array]], x: Float[Array, "b h w c"]
-) -> Float[Array, "b h2 w2 c2"]:
-    """Attention within windows, of pooled queries where the block halves the resolution.
-
-    Where windows don't divide the map, zeros fill it up before the projection to q, k and v, and
-    are attended to like anything else: so was SAM trained.
-    """
-    size = x.shape[1]
-    window = block.window or size
-    fill = -size % window
-    x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
-    x = rearrange(x, "b (i h) (j w) c -> (b i j) h w c", h=window, w=window)
-    q, k, v = jnp.split(linear(x, p["qkv"]), 3, axis=-1)
-    if block.pool:
-        q, size, window = _pool(q), size // 2, window // 2
-    q, k, v = (rearrange(t, "b h w (n d) -> b (h w) n d", n=block.heads) for t in (q, k, v))
-    attend = jax.nn.dot_product_attention if block.window else _attend_globally
-    x = rearrange(attend(q, k, v), "b n h d -> b n (h d)")
-    tiles = -(-size // window)
-    x = rearrange(
-        linear(x, p["out"]), "(b i j) (h w) c -> b (i h) (j w) c", i=tiles, j=tiles, h=window
-    )
-    return x[:, :size, :size]
 
 
 def _attend_globally(
@@ -251,5 +286,6 @@ def _attend_globally(
     return rearrange(jax.lax.map(attend, rows), "s b n h d -> b (s n) h d")
 
 
-def _pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    return reduce(x, "b (h 2) (w 2) c -> b h w c", "max")
+def _pool(x: Float[Array, "b n t c"]) -> Float[Array, "b n t//4 c"]:
+    a, b, c, d = jnp.split(x, 4, axis=2)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
