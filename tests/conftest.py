@@ -21,8 +21,11 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_each_program_once(tmp_path_factory):
-    """Tests that train the same small model share its compiled programs, in subprocesses too."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
+    """Tests that train the same small model share its compiled programs, in all processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    cache = str(folder / "compiled")
     settings = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",

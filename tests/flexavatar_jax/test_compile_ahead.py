@@ -99,6 +99,7 @@ def test_an_unknown_topology_is_named_in_one_sentence():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.slow
 def test_the_demo_compiles_for_a_pod():
     # Eight chips are no whole axis of the torus.
     done = compile_ahead("--topology=v6e:4x4", "--config.mesh.fsdp=8")

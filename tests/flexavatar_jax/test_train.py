@@ -172,6 +172,7 @@ def test_too_little_room_is_told_before_a_checkpoint_is_begun(tiny_config, tmp_p
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_gradient_and_the_overflow_of_the_whole_batch(
     tiny_config, tmp_path, capsys
 ):

@@ -83,16 +83,16 @@ def random_members(rng, chunks, words):
 
 def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     rng = np.random.default_rng(0)
-    parents, room, children = np.array([0, 3, 3, 5]), 300, 2 * tpu_lists.WORD
-    members, packed = random_members(rng, chunks=6, words=2)
-    splats = rng.normal(size=(6, 16, CHUNK)).astype(np.float32)
+    parents, room, children = np.array([0, 2, 2, 3]), 200, 2 * tpu_lists.WORD
+    members, packed = random_members(rng, chunks=4, words=2)
+    splats = rng.normal(size=(4, 16, CHUNK)).astype(np.float32)
     how = tpu_lists.plan(packed, jnp.asarray(parents, jnp.int32), room)
     lists = np.asarray(jax.jit(tpu_lists.split, static_argnums=2)(splats, how, room))
     d_lists = rng.normal(size=lists.shape).astype(np.float32)
     merged = np.asarray(jax.jit(tpu_lists.merge)(d_lists, how))
     assert how.dropped == 0
 
-    expected = np.zeros((5, 16, CHUNK))
+    expected = np.zeros((3, 16, CHUNK))
     for parent in range(3):
         chunks = slice(parents[parent], parents[parent + 1])
         joined = np.concatenate([*splats[chunks], np.zeros((16, 0))], axis=-1)
@@ -107,7 +107,7 @@ def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
                 :, : mask.sum()
             ]
             expected[chunks] += pulled.reshape(16, -1, CHUNK).transpose(1, 0, 2)
-    np.testing.assert_allclose(merged[:5], expected, atol=1e-5)
+    np.testing.assert_allclose(merged[:3], expected, atol=1e-5)
 
 
 def test_what_does_not_fit_is_counted(interpreter):
@@ -196,10 +196,14 @@ def test_the_command_looks_at_its_arguments_before_it_compiles(option, status, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [1, 100])
 @pytest.mark.parametrize("chip", list(tpu_costs.CHIPS))
-def test_batches_compile_ahead_for_every_chip(chip, images):
-    assert compiled_bytes(chip, images) < tpu_costs.CHIPS[chip].memory
+def test_batches_compile_ahead_for_every_chip(chip):
+    assert compiled_bytes(chip, images=100) < tpu_costs.CHIPS[chip].memory
+
+
+@pytest.mark.slow
+def test_one_image_compiles_ahead():
+    assert compiled_bytes("v5e", images=1) < tpu_costs.CHIPS["v5e"].memory
 
 
 @pytest.mark.slow
