@@ -21,7 +21,7 @@ test: $(VENV)/.test
 	$(RUN) pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test
-	$(RUN) pytest -m slow --numprocesses 2 --dist loadgroup
+	$(RUN) pytest -m slow
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

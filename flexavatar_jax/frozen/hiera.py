@@ -230,6 +230,14 @@ def _through(
     return x
 
 
+WINDOW_ORDERS = (
+    "b (i h) (j w) c -> b (i j) (h w) c",
+    "b (i h r) (j w s) c -> b (i j) (r s h w) c",
+    "b (i h k r) (j w l s) c -> b (i j) (r s k l h w) c",
+)
+"""A map's tokens as lists of windows that are to be pooled never, once or twice."""
+
+
 def _to_windows(x: Float[Array, "b h w c"], window: int, pools: int) -> Float[Array, "b n t c"]:
     """Square windows of a map, zeros at its end where they don't divide it, as lists of tokens.
 
@@ -238,12 +246,8 @@ def _to_windows(x: Float[Array, "b h w c"], window: int, pools: int) -> Float[Ar
     """
     fill = -x.shape[1] % window
     x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
-    if pools == 2:
-        pattern = "b (i h k r) (j w l s) c -> b (i j) (r s k l h w) c"
-        return rearrange(x, pattern, h=window // 4, w=window // 4, k=2, l=2, r=2, s=2)
-    pattern = "b (i h r) (j w s) c -> b (i j) (r s h w) c"
-    side = window >> pools
-    return rearrange(x, pattern, h=side, w=side, r=1 + pools, s=1 + pools)
+    side, halves = window >> pools, dict.fromkeys("rskl"[: 2 * pools], 2)
+    return rearrange(x, WINDOW_ORDERS[pools], h=side, w=side, **halves)
 
 
 def _from_windows(x: Float[Array, "b n t c"], size: int, window: int) -> Float[Array, "b h w c"]:

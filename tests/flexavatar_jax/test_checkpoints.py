@@ -7,6 +7,8 @@ from flexavatar_jax.checkpoints import Checkpoints, claim_workdir, load_model, o
 from flexavatar_jax.head_template import load_template
 from flexavatar_jax.model import FlexAvatar
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def run(tiny_config, tmp_path):

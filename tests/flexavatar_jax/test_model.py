@@ -9,6 +9,8 @@ from small_model import decode, encode, inputs, rule_model, small_config, small_
 
 from flexavatar_jax.model import FlexAvatar
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def relative_error(found, expected):
     found = np.asarray(found, np.float64)

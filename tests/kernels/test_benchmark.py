@@ -11,6 +11,8 @@ from kernels import benchmark, peers, rasterizer, scenes, tpu_costs
 from kernels.ply import Gaussians, write_ply
 from kernels.scenes import Scene
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_a_table_and_json_are_written_without_a_gpu(tmp_path, capsys):
     path = tmp_path / "rows.json"
