@@ -39,9 +39,14 @@ def _compile_each_program_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """The same arithmetic, compiled in two thirds of the time: for tests that hardly compute."""
+    """The same arithmetic, compiled in half of the time: for tests that hardly compute.
+
+    In the processes that they start, too.
+    """
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -17,6 +17,8 @@ from configs import flex1
 from flexavatar_jax.checkpoints import Checkpoints
 from flexavatar_jax.train import PREEMPTED
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 
@@ -27,7 +29,6 @@ def environment() -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in less than half of the time
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         # On CPUs a cached program is the one of the process that wrote it, and waits for itself.
         "JAX_ENABLE_COMPILATION_CACHE": "false",

@@ -21,6 +21,8 @@ from flexavatar_jax.checkpoints import Checkpoints, load_model
 from flexavatar_jax.hlo import Collective
 from flexavatar_jax.train import PREEMPTED
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WORKER = Path(__file__).with_name("scale_out_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ["(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"]
@@ -29,8 +31,6 @@ LAYOUTS = ["(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"]
 def environment(devices: int, **more: str) -> dict[str, str]:
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # The same arithmetic, compiled in less than half of the time.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
         **more,

@@ -263,7 +263,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     command = [sys.executable, "-m", "flexavatar_jax.train"]
     command += [f"--config={program}", f"--workdir={tmp_path / 'stopped'}"]
     # Compiled as quickly as here, so that bits agree.
-    env = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, env=env)
     lines = tmp_path / "stopped" / "metrics.jsonl"
     while process.poll() is None and not lines.exists():

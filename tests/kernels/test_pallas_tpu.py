@@ -196,14 +196,11 @@ def test_the_command_looks_at_its_arguments_before_it_compiles(option, status, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", list(tpu_costs.CHIPS))
-def test_batches_compile_ahead_for_every_chip(chip):
-    assert compiled_bytes(chip, images=100) < tpu_costs.CHIPS[chip].memory
-
-
-@pytest.mark.slow
-def test_one_image_compiles_ahead():
-    assert compiled_bytes("v5e", images=1) < tpu_costs.CHIPS["v5e"].memory
+@pytest.mark.parametrize(
+    ("chip", "images"), [*((chip, 100) for chip in tpu_costs.CHIPS), ("v5e", 1)]
+)
+def test_batches_compile_ahead_for_every_chip(chip, images):
+    assert compiled_bytes(chip, images) < tpu_costs.CHIPS[chip].memory
 
 
 @pytest.mark.slow
