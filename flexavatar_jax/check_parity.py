@@ -28,12 +28,12 @@ from data_pipelines.frame import MONOCULAR, MULTI_VIEW
 from data_pipelines.pixel3dmm import read_image
 from data_pipelines.storage import from_npz
 from flexavatar_jax import cli
-from flexavatar_jax.checkpoints import load_model
-from flexavatar_jax.encoder import plucker_map
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.import_flex1 import import_checkpoint
-from flexavatar_jax.losses import dino_loss, sam_loss
-from flexavatar_jax.parity_rule import rule_weights
+from flexavatar_jax.model.encoder import plucker_map
+from flexavatar_jax.published.parity_rule import rule_weights
+from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.training.losses import dino_loss, sam_loss
 
 GAUSSIAN_TOLERANCE = 2e-5
 TOLERANCE = 5e-6

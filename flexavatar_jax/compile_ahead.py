@@ -23,14 +23,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from flexavatar_jax import cli
-from flexavatar_jax.config_check import check_config
-from flexavatar_jax.flops import StepFlops, step_flops
 from flexavatar_jax.frozen.networks import frozen_shapes
-from flexavatar_jax.head_template import load_template
-from flexavatar_jax.hlo import Collective, collectives, estimated_cycles
-from flexavatar_jax.sharding import batch_sharding, make_mesh, replicated
-from flexavatar_jax.train_step import SCOPES, TrainProgram
-from kernels import rasterizer, scenes, tpu_costs
+from flexavatar_jax.model.head_template import load_template
+from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
+from flexavatar_jax.training.config_check import check_config
+from flexavatar_jax.training.flops import StepFlops, step_flops
+from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicated
+from flexavatar_jax.training.train_step import SCOPES, TrainProgram
+from kernels import rasterizer
+from kernels.bench import scenes, tpu_costs
 
 LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
 """Bytes a second of one link of the interconnect in one direction (Austin et al., How to Scale Your

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.shards import PreparedSet, open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.checkpoints import load_model, read_config, write_atomically
-from flexavatar_jax.inference import Animator, orbit_cameras
-from flexavatar_jax.losses import psnr, ssim
-from flexavatar_jax.report import Orbit, TestPerson, write_report
+from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
+from flexavatar_jax.runs.checkpoints import load_model, read_config, write_atomically
+from flexavatar_jax.training.losses import psnr, ssim
 from kernels.writable import make_writable
 
 SECTORS = ("front", "side", "back")

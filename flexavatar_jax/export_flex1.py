@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flexavatar_jax import cli
-from flexavatar_jax.checkpoints import load_model
 from flexavatar_jax.import_flex1 import UNUSED_FILE
-from flexavatar_jax.published_names import (
+from flexavatar_jax.published.tensor_names import (
     RESAMPLE_FILTER,
     flatten,
     unused_shapes,
     used_tensors,
 )
+from flexavatar_jax.runs.checkpoints import load_model
 
 
 def export_checkpoint(

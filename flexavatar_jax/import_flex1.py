@@ -31,9 +31,8 @@ from safetensors.numpy import load_file, save_file
 from configs import flex1
 from data_pipelines.torch_files import load_torch_file
 from flexavatar_jax import cli
-from flexavatar_jax.checkpoints import Checkpoints, write_atomically
-from flexavatar_jax.head_template import load_template
-from flexavatar_jax.published_names import (
+from flexavatar_jax.model.head_template import load_template
+from flexavatar_jax.published.tensor_names import (
     RESAMPLE_FILTER,
     abstract_params,
     flatten,
@@ -41,6 +40,7 @@ from flexavatar_jax.published_names import (
     unused_shapes,
     used_tensors,
 )
+from flexavatar_jax.runs.checkpoints import Checkpoints, write_atomically
 
 UNUSED_FILE = "published_unused.safetensors"
 """Beside an imported checkpoint: published tensors without effect, kept for the way back."""

@@ -28,20 +28,21 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.mixture import make_iterator
-from flexavatar_jax import cli, flops
-from flexavatar_jax.checkpoints import (
+from flexavatar_jax import cli
+from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
+from flexavatar_jax.runs.checkpoints import (
     Checkpoints,
     claim_workdir,
     hush_failed_writes,
     open_workdir,
     read_params,
 )
-from flexavatar_jax.config_check import check_config
-from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
-from flexavatar_jax.metric_log import MetricLog
-from flexavatar_jax.sharding import batch_sharding, batch_share, make_mesh, replicated
-from flexavatar_jax.trace import Trace
-from flexavatar_jax.train_step import TrainProgram, TrainState
+from flexavatar_jax.training import flops
+from flexavatar_jax.training.config_check import check_config
+from flexavatar_jax.training.metric_log import MetricLog
+from flexavatar_jax.training.sharding import batch_sharding, batch_share, make_mesh, replicated
+from flexavatar_jax.training.trace import Trace
+from flexavatar_jax.training.train_step import TrainProgram, TrainState
 from kernels.rasterizer import choose_backend
 
 PREEMPTED = 75

@@ -6,7 +6,7 @@ import argparse
 import inspect
 
 from data_pipelines.captures import CaptureSet
-from data_pipelines.procedural.datasets import procedural_sets
+from data_pipelines.procedural.capture_sets import procedural_sets
 
 _OPTIONS = {name: p.default for name, p in inspect.signature(procedural_sets).parameters.items()}
 

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines import cameras
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, expression_part
-from data_pipelines.procedural.datasets import INPUT_CAMERA, ProceduralSet, procedural_sets
+from data_pipelines.procedural.capture_sets import INPUT_CAMERA, ProceduralSet, procedural_sets
 from data_pipelines.procedural.expression import head_to_world
 
 SMALL = {

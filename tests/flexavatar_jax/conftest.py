@@ -9,7 +9,7 @@ from configs import demo
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Procedural heads of 32 pixels: two training sets and a test set."""
-    from data_pipelines.procedural.datasets import procedural_sets
+    from data_pipelines.procedural.capture_sets import procedural_sets
     from data_pipelines.shard_writer import write_shards
 
     root = tmp_path_factory.mktemp("data")

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.frozen.networks import FrozenNetworks
-from flexavatar_jax.head_template import load_template
-from flexavatar_jax.hlo import collectives
-from flexavatar_jax.sharding import make_mesh
+from flexavatar_jax.model.head_template import load_template
+from flexavatar_jax.planning.hlo import collectives
 from flexavatar_jax.train import place
-from flexavatar_jax.train_step import TrainProgram
+from flexavatar_jax.training.sharding import make_mesh
+from flexavatar_jax.training.train_step import TrainProgram
 
 LAYOUTS = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2))
 

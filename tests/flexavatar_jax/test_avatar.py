@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from flexavatar_jax import avatar
-from flexavatar_jax.animation import write_animation
-from flexavatar_jax.checkpoints import load_model
-from flexavatar_jax.inference import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.video import write_animation
+from flexavatar_jax.runs.checkpoints import load_model
 from flexavatar_jax.train import train
 from kernels import rasterizer
 

@@ -10,9 +10,9 @@ import pytest
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.compile_ahead import abstract_batch
-from flexavatar_jax.hlo import Collective, collectives, estimated_cycles
-from flexavatar_jax.sharding import make_mesh
-from flexavatar_jax.train_step import SCOPES
+from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
+from flexavatar_jax.training.sharding import make_mesh
+from flexavatar_jax.training.train_step import SCOPES
 
 HLO = """
 HloModule jit_step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import cameras
-from data_pipelines.procedural.datasets import procedural_sets
+from data_pipelines.procedural.capture_sets import procedural_sets
 from data_pipelines.shard_writer import write_shards
 from flexavatar_jax.evaluate import (
     check_numbers,
@@ -19,7 +19,7 @@ from flexavatar_jax.evaluate import (
     sector_means,
     spread,
 )
-from flexavatar_jax.report import SHOWN_TARGETS, TILE, TestPerson, person_grid
+from flexavatar_jax.evaluation.report import SHOWN_TARGETS, TILE, TestPerson, person_grid
 from flexavatar_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

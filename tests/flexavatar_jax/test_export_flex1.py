@@ -8,9 +8,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from test_import_flex1 import files, published  # noqa: F401 (fixtures)
 
-from flexavatar_jax.checkpoints import Checkpoints, load_model
 from flexavatar_jax.export_flex1 import export_checkpoint, main
 from flexavatar_jax.import_flex1 import UNUSED_FILE
+from flexavatar_jax.runs.checkpoints import Checkpoints, load_model
 
 
 @pytest.fixture

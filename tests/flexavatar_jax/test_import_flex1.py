@@ -12,17 +12,17 @@ from safetensors.numpy import save_file
 
 from data_pipelines.head_mesh import template_mesh, write_obj
 from flexavatar_jax import import_flex1
-from flexavatar_jax.checkpoints import load_model
-from flexavatar_jax.head_template import HeadTemplate
 from flexavatar_jax.import_flex1 import import_checkpoint, main, read_model_config
-from flexavatar_jax.parity_rule import rule_weights
-from flexavatar_jax.published_names import (
+from flexavatar_jax.model.head_template import HeadTemplate
+from flexavatar_jax.published.parity_rule import rule_weights
+from flexavatar_jax.published.tensor_names import (
     abstract_params,
     flatten,
     published_shapes,
     unused_shapes,
     used_tensors,
 )
+from flexavatar_jax.runs.checkpoints import load_model
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import yaml
 from experiment_file import write_experiment
 
 from configs import flex1
-from flexavatar_jax.checkpoints import Checkpoints
+from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.train import PREEMPTED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

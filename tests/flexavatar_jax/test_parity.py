@@ -13,10 +13,10 @@ from flax import nnx
 from data_pipelines.frame import MULTI_VIEW
 from flexavatar_jax import check_parity
 from flexavatar_jax.check_parity import Result, check_model, import_rule_model, main, read_case
-from flexavatar_jax.checkpoints import load_model
-from flexavatar_jax.losses import psnr
-from flexavatar_jax.model import FlexAvatar
-from flexavatar_jax.render import render
+from flexavatar_jax.model.flexavatar import FlexAvatar
+from flexavatar_jax.model.render import render
+from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.training.losses import psnr
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ import pytest
 from experiment_file import write_experiment
 from flax import nnx
 
-from flexavatar_jax.checkpoints import Checkpoints, load_model
-from flexavatar_jax.hlo import Collective
+from flexavatar_jax.planning.hlo import Collective
+from flexavatar_jax.runs.checkpoints import Checkpoints, load_model
 from flexavatar_jax.train import PREEMPTED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,10 +15,10 @@ import pytest
 from experiment_file import write_experiment
 from flax import nnx
 
-from flexavatar_jax.checkpoints import Checkpoints, load_model, read_config
 from flexavatar_jax.cli import LastingError
-from flexavatar_jax.metric_log import read_metrics
+from flexavatar_jax.runs.checkpoints import Checkpoints, load_model, read_config
 from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
+from flexavatar_jax.training.metric_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

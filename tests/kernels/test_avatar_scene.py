@@ -9,7 +9,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from test_pallas_gpu import INTERPRETED
 
-from kernels import cuda, oracle, pallas_gpu, pallas_tpu, rasterize, rasterizer, scenes, xla
+from kernels import cuda, oracle, pallas_gpu, pallas_tpu, rasterize, rasterizer, xla
+from kernels.bench import scenes
 from kernels.cuda import build
 
 BACKGROUND = np.float32([0.1, 0.2, 0.3])

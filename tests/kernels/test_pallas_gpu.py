@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from random_scenes import check_against_oracle, random_scenes
 
 from kernels import pallas_gpu, rasterize, rasterizer
+from kernels.bench.scenes import Scene
 from kernels.pallas_gpu import BACKEND
 from kernels.projection import Splats
-from kernels.scenes import Scene
 
 INTERPRETED = dataclasses.replace(
     BACKEND,

@@ -16,8 +16,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from random_scenes import check_against_oracle, random_scenes
 
-from kernels import rasterize, rasterizer, scenes, tpu_costs, tpu_lists
-from kernels.tpu_composite import CHUNK
+from kernels import rasterize, rasterizer
+from kernels.bench import scenes, tpu_costs
+from kernels.pallas_tpu import lists as tpu_lists
+from kernels.pallas_tpu.composite import CHUNK
 
 SIZE = {"width": 150, "height": 20}
 """Two blocks of tiles, neither full."""
@@ -169,7 +171,7 @@ def compiled_bytes(chip: str, images: int, **options) -> int:
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
     program = (
-        "import json, sys; from kernels import tpu_costs\n"
+        "import json, sys; from kernels.bench import tpu_costs\n"
         "options = json.loads(sys.argv[1])\n"
         "compiled = tpu_costs.compile_ahead(**options)\n"
         "memory = compiled.memory_analysis()\n"

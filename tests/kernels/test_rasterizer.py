@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import rasterize, rasterizer, scenes
+from kernels import rasterize, rasterizer
+from kernels.bench import scenes
 from kernels.binning import round_capacity
 
 SIZE = {"width": 21, "height": 18}

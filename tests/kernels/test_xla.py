@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import check_against_oracle, random_scenes
 
-from kernels import oracle, rasterize, rasterizer, scenes, xla
+from kernels import oracle, rasterize, rasterizer, xla
+from kernels.bench import scenes
 
 SMALL = {"width": 21, "height": 18}
 

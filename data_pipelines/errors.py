@@ -1,0 +1,24 @@
+"""The one exception for what a user has to mend: wrong options, configs, files and data."""
+
+from __future__ import annotations
+
+GIVE_UP = 2
+"""Exit status of what the same command would meet again: schedulers need not try."""
+
+TRY_AGAIN = 1
+"""Exit status of what may be over by the next time: a full disk, a network, a lost process."""
+
+
+class UserError(ValueError):
+    """One sentence that names the file, record or field, what was expected and what to do.
+
+    Raised on purpose, where user input comes in: options, configs, files, data. Commands print the
+    sentence alone; any other exception is a defect of the program and keeps its stack trace.
+
+    Attributes:
+      status: the exit status of a command that ends so, `GIVE_UP` or `TRY_AGAIN`.
+    """
+
+    def __init__(self, message: str, *, status: int = GIVE_UP):
+        super().__init__(message)
+        self.status = status

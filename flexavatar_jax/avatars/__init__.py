@@ -1,0 +1,1 @@
+"""Avatars of people: encoding, decoding, rendering, films."""

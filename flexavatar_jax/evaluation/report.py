@@ -1,0 +1,205 @@
+"""The evaluation's page of pictures: report/index.html, self-contained in its folder."""
+
+from __future__ import annotations
+
+import html
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw
+
+from flexavatar_jax.avatars.video import write_animation
+from flexavatar_jax.runs.checkpoints import write_atomically
+from flexavatar_jax.training.metric_log import read_metrics
+
+SHOWN_TARGETS = 8
+TILE = 128
+
+
+class TestPerson(NamedTuple):
+    """What was predicted for one test person; images are RGB in [0, 1]."""
+
+    __test__ = False  # not a test case, whatever pytest makes of its name
+
+    name: str
+    input: Float[np.ndarray, "H W 3"]
+    sectors: list[str]
+    truths: Float[np.ndarray, "T H W 3"]
+    predictions: Float[np.ndarray, "T H W 3"]
+
+
+class Orbit(NamedTuple):
+    """An avatar seen all the way round."""
+
+    title: str
+    images: Float[np.ndarray, "T H W 3"]
+
+
+def write_report(
+    folder: epath.Path,
+    config: ConfigDict,
+    metrics: dict[str, Any],
+    people: list[TestPerson],
+    orbits: list[Orbit],
+    orbit_input: Float[np.ndarray, "H W 3"],
+) -> None:
+    """Writes index.html and its pictures into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [_section_orbit(folder, orbits, orbit_input), _section_metrics(metrics)]
+    sections.append(_section_people(folder, people))
+    sections.append(_section_training(folder, config))
+    page = _PAGE.format(
+        title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
+    )
+    write_atomically(folder / "index.html", page)
+
+
+def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) -> str:
+    size = orbits[0].images.shape[1]
+    cells = [
+        f"<figure>{_picture(folder, 'orbit_input.png', source, size)}"
+        "<figcaption>the only input</figcaption></figure>"
+    ]
+    for number, orbit in enumerate(orbits):
+        frames = np.round(orbit.images * 255).astype(np.uint8)
+        _, gif = write_animation(folder / f"orbit_{number}", frames, fps=16)
+        cells.append(
+            f'<figure><img src="{gif.name}" width="{size}" alt="orbit">'
+            f"<figcaption>{html.escape(orbit.title)}</figcaption></figure>"
+        )
+    views = orbits[0].images[:: len(orbits[0].images) // 8][:8]
+    pictures = [_fit(source, size), *views]
+    _save(folder / "orbit.png", np.concatenate(pictures, axis=1))
+    return (
+        "<h2>One person, all the way round</h2>"
+        "<p>The same avatar code decoded with each bias sink: the multi-view one gives the whole "
+        f'head.</p><div class="row">{"".join(cells)}</div>'
+        '<p><img src="orbit.png" style="max-width:100%" alt="input and eight views"></p>'
+    )
+
+
+def _section_metrics(metrics: dict[str, Any]) -> str:
+    columns = {
+        "PSNR, dB": ("psnr_unseen", 2),
+        "constant's PSNR": ("psnr_constant", 2),
+        "SSIM": ("ssim_unseen", 3),
+        "constant's SSIM": ("ssim_constant", 3),
+    }
+    columns = {title: c for title, c in columns.items() if f"{c[0]}_all" in metrics}
+    rows = []
+    for name in ("all", "front", "side", "back"):
+        if f"psnr_unseen_{name}" not in metrics:
+            continue
+        cells = "".join(
+            f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>" for key, digits in columns.values()
+        )
+        rows.append(f"<tr><th>{name}</th>{cells}</tr>")
+    titles = "".join(f"<th>{title}</th>" for title in columns)
+    constant = metrics.get("no_constant", "the constant is the mean training image of the sector")
+    return (
+        f"<h2>Measured</h2><table><tr><th>sector</th>{titles}</tr>{''.join(rows)}</table>"
+        f"<p>{metrics['images']} images of {metrics['people']} people of "
+        f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
+        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}.</p>"
+    )
+
+
+def _section_people(folder: epath.Path, people: list[TestPerson]) -> str:
+    blocks = [
+        f"<h3>{html.escape(person.name)}</h3>"
+        + _picture(folder, f"person_{number:03d}.png", person_grid(person), None)
+        for number, person in enumerate(people)
+    ]
+    return (
+        "<h2>Every test person</h2><p>Left: the input. Above: what the cameras saw. Below: the "
+        f"prediction.</p>{''.join(blocks)}"
+    )
+
+
+def person_grid(person: TestPerson) -> Float[np.ndarray, "h w 3"]:
+    """The input, and above one another what cameras saw, with their sector, and predictions."""
+    chosen = np.linspace(0, len(person.truths) - 1, SHOWN_TARGETS).round().astype(int)
+    blank = np.ones((TILE, TILE, 3))
+    truths = (_labelled(_fit(person.truths[i], TILE), person.sectors[i]) for i in chosen)
+    top = [_labelled(_fit(person.input, TILE), "input"), *truths]
+    bottom = [blank, *(_fit(person.predictions[i], TILE) for i in chosen)]
+    return np.concatenate([np.concatenate(top, 1), np.concatenate(bottom, 1)], 0)
+
+
+def _section_training(folder: epath.Path, config: ConfigDict) -> str:
+    lines = [line for line in read_metrics(folder.parent) if np.isfinite(line["loss"])]
+    if len(lines) < 2:
+        return ""
+    steps = np.array([line["step"] for line in lines], float)
+    loss = np.log(np.maximum([line["loss"] for line in lines], 1e-9))
+    sources = ", ".join(f"{name} {weight:g}" for name, weight in config.data.mixture.items())
+    return (
+        f"<h2>Training</h2><p>Loss (log scale) from {np.exp(loss[0]):.3f} to "
+        f"{np.exp(loss[-1]):.3f} over {int(steps[-1])} steps; mixture: {html.escape(sources)}.</p>"
+        + _curve(steps, loss)
+    )
+
+
+def _curve(steps: np.ndarray, loss: np.ndarray) -> str:
+    """The logarithm of the loss over the steps, with numbers at the axes."""
+    width, height = 600, 150
+    x = width * (steps - steps[0]) / max(np.ptp(steps), 1e-9)
+    y = height * (loss.max() - loss) / max(np.ptp(loss), 1e-9)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    numbers = []
+    for part in (0, 0.5, 1):
+        value = np.exp(loss.max() - part * np.ptp(loss))
+        numbers.append((-8, part * height + 4, "end", f"{value:.3g}"))
+        step = steps[0] + part * np.ptp(steps)
+        numbers.append((part * width, height + 20, "middle", f"{step:.0f}"))
+    numbers.append((0.75 * width, height + 20, "middle", "step"))
+    texts = "".join(
+        f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">{text}</text>'
+        for a, b, anchor, text in numbers
+    )
+    return (
+        f'<svg viewBox="-60 -10 {width + 90} {height + 40}" width="{width + 90}" font-size="12" '
+        f'fill="#666"><path d="M0 0V{height}H{width}" fill="none" stroke="#ccc"/>'
+        f'<polyline fill="none" stroke="#36c" stroke-width="2" points="{points}"/>{texts}</svg>'
+    )
+
+
+def _fit(image: np.ndarray, size: int) -> np.ndarray:
+    """A square image in [0, 1] at `size` pixels a side."""
+    picture = Image.fromarray(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)) / 255.0
+
+
+def _labelled(image: np.ndarray, label: str) -> np.ndarray:
+    """An image with a word in its upper left corner."""
+    picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(draw.textbbox((4, 2), label), fill="white")
+    draw.text((4, 2), label, fill="black")
+    return np.asarray(picture) / 255.0
+
+
+def _picture(folder: epath.Path, name: str, image: np.ndarray, width: int | None) -> str:
+    _save(folder / name, image)
+    size = f' width="{width}"' if width else ""
+    return f'<img src="{name}"{size} alt="">'
+
+
+def _save(path: epath.Path, image: np.ndarray) -> None:
+    Image.fromarray(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)).save(os.fspath(path))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; }}
+.row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; }}
+figcaption {{ text-align: center; color: #666; }} td, th {{ padding: .2em 1em; text-align: right; }}
+table {{ border-collapse: collapse; }} tr + tr {{ border-top: 1px solid #ddd; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""

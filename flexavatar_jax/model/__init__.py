@@ -1,0 +1,1 @@
+"""The network: a function of arrays, bound to a head template."""

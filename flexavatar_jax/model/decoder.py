@@ -1,0 +1,68 @@
+"""Decoder: avatar codes and expression codes to UV feature maps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flexavatar_jax.model.attention import JointTransformer, linear
+
+
+class ExpressionMLP(nnx.Module):
+    """An expression code to a few tokens."""
+
+    def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
+        dtype, hidden = jnp.dtype(config.dtype), config.expression_hidden
+        outputs = config.expression_tokens * config.width
+        self.tokens = config.expression_tokens
+        self.first = linear(config.expression_size, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
+        self.second = linear(hidden, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
+        self.third = linear(hidden, outputs, ("mlp", None), dtype=dtype, rngs=rngs)
+
+    def __call__(self, expression: Float[Array, "B X"]) -> Float[Array, "B M D"]:
+        hidden = jax.nn.relu(self.second(jax.nn.relu(self.first(expression))))
+        return rearrange(self.third(hidden), "b (m d) -> b m d", m=self.tokens)
+
+
+class Decoder(nnx.Module):
+    """Head tokens take up an expression and the bias sink of a data source.
+
+    The bias sink (the paper's section 3.2) is one token a data source: it soaks up what is peculiar
+    to monocular video, so that the rest of the model learns whole heads.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
+        dtype, width = jnp.dtype(config.dtype), config.width
+        self.dtype = dtype
+        self.side = config.head_tokens
+        self.expression = ExpressionMLP(config, rngs=rngs)
+        self.sinks = nnx.Param(
+            nnx.initializers.normal(1.0)(rngs.params(), (config.num_sources, width), jnp.float32),
+            logical_axes=(None, "embed"),
+        )
+        self.transformer = JointTransformer(
+            width,
+            config.num_heads,
+            config.decoder_depth,
+            dtype=dtype,
+            remat=config.remat,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        code: Float[Array, "B N D"],
+        expression: Float[Array, "B E X"],
+        source: Int[Array, "B"],
+    ) -> Float[Array, "B E side side D"]:
+        """UV feature maps, one an expression; see `FlexAvatar.decode`."""
+        count = expression.shape[1]
+        sinks = repeat(self.sinks[...][source].astype(self.dtype), "b d -> (b e) 1 d", e=count)
+        tokens = self.expression(rearrange(expression, "b e x -> (b e) x").astype(self.dtype))
+        code = repeat(code.astype(self.dtype), "b n d -> (b e) n d", e=count)
+        out = self.transformer(code, jnp.concatenate([sinks, tokens], axis=1))
+        return rearrange(out, "(b e) (y x) d -> b e y x d", e=count, y=self.side)

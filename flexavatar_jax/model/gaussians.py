@@ -1,0 +1,96 @@
+"""UV feature maps to 3D Gaussians on the head template, in float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flexavatar_jax.model.attention import LINEAR_INIT, linear
+from flexavatar_jax.model.head_template import HeadTemplate, SamplePoints
+from flexavatar_jax.model.resampling import sample_grid
+
+
+class Gaussians(NamedTuple):
+    """3D Gaussians in the canonical head frame; G of them, any leading shape.
+
+    Attributes:
+      means: [..., G, 3] metres.
+      quats: [..., G, 4] unit quaternions (w, x, y, z).
+      scales: [..., G, 3] standard deviations along the local axes, metres.
+      opacities: [..., G] in (0, 1).
+      colors: [..., G, 3] degree-0 spherical harmonics: rgb = max(0, 0.28209479 c + 0.5).
+    """
+
+    means: Float[Array, "*b G 3"]
+    quats: Float[Array, "*b G 4"]
+    scales: Float[Array, "*b G 3"]
+    opacities: Float[Array, "*b G"]
+    colors: Float[Array, "*b G 3"]
+
+
+class GaussianHead(nnx.Module):
+    """Reads Gaussians off a feature map, at the points of a grid that lie on the head template."""
+
+    def __init__(
+        self,
+        features: int,
+        config: ml_collections.ConfigDict,
+        template: HeadTemplate,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        def head(size: int, bias: float | list[float] = 0.0, zero: bool = True) -> nnx.Linear:
+            return linear(
+                features,
+                size,
+                (None, None),
+                kernel_init=nnx.initializers.zeros if zero else LINEAR_INIT,
+                bias_init=lambda key, shape, dtype: jnp.broadcast_to(jnp.array(bias, dtype), shape),
+                rngs=rngs,
+            )
+
+        self.color = head(3, zero=False)
+        self.scale = head(3, bias=-5.0)
+        self.offset = head(3)
+        self.opacity = head(1, bias=float(np.log(0.1 / 0.9)))
+        self.rotation = head(4, bias=[1.0, 0.0, 0.0, 0.0])
+        self.grid = config.sample_grid
+        self.max_scale = config.max_scale
+        self.offset_range = config.offset_range
+        self.template = template
+        self.uv_resolution = config.uv_resolution
+
+    @property
+    def points(self) -> SamplePoints:
+        """Where Gaussians sit before the network moves them."""
+        return self.template.sample_points(self.uv_resolution, self.grid)
+
+    def __call__(self, features: Float[Array, "*b h w c"]) -> Gaussians:
+        """Gaussians of each map, row-major over the grid (G is fixed by template and grid)."""
+        heads = (self.color, self.scale, self.offset, self.opacity, self.rotation)
+        # The heads are linear, so they come before the sampling: 14 channels, not all of them, are
+        # sampled, at more points than the map has texels.
+        kernel = jnp.concatenate([h.kernel[...] for h in heads], axis=-1)
+        values = jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST)
+        values = rearrange(sample_grid(values, self.grid, self.grid), "... y x c -> ... (y x) c")
+        values = jnp.take(
+            values, self.points.index, axis=-2, unique_indices=True, indices_are_sorted=True
+        )
+        values = values + jnp.concatenate([h.bias[...] for h in heads])
+        sizes = np.cumsum([h.out_features for h in heads])[:-1]
+        color, scale, offset, opacity, rotation = jnp.split(values, sizes, axis=-1)
+        norm = jnp.sqrt(jnp.maximum(jnp.sum(rotation**2, axis=-1, keepdims=True), 1e-24))
+        return Gaussians(
+            means=self.points.positions + self.offset_range * (jax.nn.sigmoid(offset) - 0.5),
+            quats=rotation / norm,
+            scales=jnp.clip(jnp.exp(scale), 0.0, self.max_scale),
+            opacities=jax.nn.sigmoid(opacity[..., 0]),
+            colors=color,
+        )

@@ -1,0 +1,353 @@
+"""Times the splatting backends, beside what the hardware allows: `python -m kernels.benchmark`.
+
+Every row renders the same images and, for the second time, also takes the gradients of all five
+arrays of Gaussians. Compilation is timed apart. The limit is the larger of bytes over bandwidth and
+operations over rate: bytes that any renderer must move, operations on the pixels of the tiles that
+a splat reaches (those behind opaque ones included), and bandwidth and rate measured on this device.
+Rows for TPUs that aren't here are predicted from counts and published rates, and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from kernels import binning, rasterizer
+from kernels.bench import peers, scenes
+from kernels.bench.scenes import Scene
+from kernels.ply import read_ply
+from kernels.writable import make_writable
+
+FORWARD_OPERATIONS = 22
+"""For a splat at a pixel, besides two for each channel: 9 for sigma, 6 for the exponential, 7 for
+alpha and transmittance."""
+BACKWARD_OPERATIONS = 52
+"""For a splat at a pixel, besides four for each channel: the forward pass again, 6 for the
+gradient of sigma, 24 for its moments."""
+COUNT_TILE = (8, 8)
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table. Times are the least of the repeats."""
+
+    backend: str
+    device: str
+    scene: str
+    images: int
+    gaussians: int
+    size: int
+    forward_ms: float
+    forward_backward_ms: float
+    median_forward_backward_ms: float | None
+    compile_s: float | None
+    memory_gib: float | None
+    """Most memory of the process (CPU) or the device (others) up to here."""
+    bytes: float
+    operations: float
+    limit_ms: float
+    """Of forward and backward."""
+    predicted: bool = False
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.images / self.forward_backward_ms
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.benchmark", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--backend", action="append", choices=rasterizer.BACKENDS, help="default: all that run here"
+    )
+    parser.add_argument("--peer", action="append", choices=peers.PEERS, default=[])
+    parser.add_argument(
+        "--scene", action="append", help="avatar, dense, sparse, or a .ply; default: avatar"
+    )
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--gaussians", type=int, help="default: as the scene has it")
+    parser.add_argument("--size", type=int, default=512, help="of the square images, in pixels")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    args = parser.parse_args(argv)
+    for name in ("images", "gaussians", "size", "repeats"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected 1 or more")
+    if args.json:
+        if not args.json.parent.is_dir():
+            parser.error(f"--json {args.json}: no such folder {args.json.parent}")
+        if args.json.is_dir():
+            parser.error(f"--json {args.json}: it is a folder; give the name of a file in it")
+        try:
+            make_writable(args.json.parent)
+        except OSError as error:
+            parser.error(f"--json {args.json}: cannot be written ({error.strerror})")
+    try:
+        rows = measure(args)
+        print(format_table(rows))
+        if args.json:
+            write_json(args.json, rows)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def write_json(path: Path, rows: list[Row]) -> None:
+    """Writes the rows under a temporary name, then renames it."""
+    partial = path.with_name(path.name + ".partial")
+    records = [{**dataclasses.asdict(row), "images_per_s": row.images_per_s} for row in rows]
+    try:
+        partial.write_text(json.dumps(records, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(f"--json {path}: cannot be written ({error.strerror})") from error
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Time every backend and peer asked for on every scene."""
+    contestants = {}
+    for name in args.backend or rasterizer.candidates():
+        try:
+            if name not in rasterizer.candidates():
+                raise rasterizer.BackendUnavailableError(
+                    f"it is not made for {jax.default_backend()}"
+                )
+            rasterizer.choose_backend(name)
+        except rasterizer.BackendUnavailableError as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+        else:
+            contestants[name] = functools.partial(prepare_backend, backend=name)
+    for name in args.peer:
+        reason = peers.unavailable(name)
+        if reason:
+            print(f"{name}: not measured: {reason}", file=sys.stderr)
+        else:
+            contestants[name] = peers.PEERS[name]
+
+    loaded = {name: load_scene(name, args) for name in args.scene or ["avatar"]}
+    bandwidth, rate = measure_bandwidth(), measure_rate()
+    device = jax.devices()[0].device_kind
+    print(f"{device}: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} Gop/s (measured)")
+    rows = []
+    for name, scene in loaded.items():
+        bytes_, operations = count_work(scene, args.size)
+        for backend in tqdm(contestants, desc=name, unit="backend"):
+            forward, both = contestants[backend](scene, args.size)
+            begin = time.perf_counter()
+            forward()
+            both()
+            first = time.perf_counter() - begin
+            forward_times = [time_once(forward) for _ in range(args.repeats)]
+            both_times = [time_once(both) for _ in range(args.repeats)]
+            rows.append(
+                Row(
+                    backend=backend,
+                    device=device,
+                    scene=name,
+                    images=len(scene.viewmats),
+                    gaussians=scene.means.shape[-2],
+                    size=args.size,
+                    forward_ms=1e3 * min(forward_times),
+                    forward_backward_ms=1e3 * min(both_times),
+                    median_forward_backward_ms=1e3 * statistics.median(both_times),
+                    compile_s=first - min(forward_times) - min(both_times),
+                    memory_gib=peak_memory(),
+                    bytes=bytes_,
+                    operations=operations,
+                    limit_ms=1e3 * max(bytes_ / bandwidth, operations / rate),
+                )
+            )
+        rows += predict_tpu(name, scene, args.size)
+    return rows
+
+
+def prepare_backend(scene: Scene, size: int, backend: str) -> tuple[Callable, Callable]:
+    """Functions that render a scene, and render and differentiate it, until all is computed."""
+    inputs = [jnp.asarray(a) for a in scene]
+    render = functools.partial(rasterizer.rasterize, width=size, height=size, backend=backend)
+    # What rasterize does outside of jit: the capacity is that of these splats.
+    capacity = exact_capacity(inputs, size, backend)
+
+    @jax.jit
+    def forward(*inputs):
+        return render(*inputs, capacity=capacity)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=range(5))
+    def both(*inputs):
+        out = render(*inputs, capacity=capacity)
+        return jnp.mean(out.color**2) + jnp.mean(out.alpha) + jnp.mean(out.depth)
+
+    if int(jnp.max(forward(*inputs).overflow)):
+        raise ValueError(f"{backend}: the scene overflows the capacity that was counted for it")
+    return (
+        lambda: jax.block_until_ready(forward(*inputs)),
+        lambda: jax.block_until_ready(both(*inputs)),
+    )
+
+
+def exact_capacity(inputs: list[jax.Array], size: int, backend: str) -> int:
+    """The capacity that `rasterize` chooses where it sees the values."""
+    flat = dict(zip(Scene._fields, inputs, strict=True))
+    settings = {"width": size, "height": size, "near": 0.01, "antialiased": False}
+    shared = inputs[0].ndim == 2
+    return rasterizer.choose_capacity(flat, shared, rasterizer.choose_backend(backend), settings)
+
+
+def load_scene(name: str, args: argparse.Namespace) -> Scene:
+    """A scene of `kernels.bench.scenes`, or a .ply file seen from in front as a head is."""
+    if name in scenes.SCENES:
+        number = {} if args.gaussians is None else {"num": args.gaussians}
+        return scenes.SCENES[name](args.images, size=args.size, **number)
+    if not name.endswith(".ply"):
+        raise ValueError(f"scene is {name!r}; expected {', '.join(scenes.SCENES)} or a .ply file")
+    return scenes.look_at_gaussians(read_ply(name), args.images, args.size)
+
+
+def time_once(function: Callable) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def count_work(scene: Scene, size: int) -> tuple[float, float]:
+    """Bytes and operations of forward and backward pass, for all images of a scene.
+
+    Bytes: Gaussians read twice and their gradients written, a splat read for each intersection in
+    both passes, images written once and their cotangents read once.
+    """
+    images, channels = len(scene.viewmats), scene.colors.shape[-1] + 1
+    intersections = 0
+    for image in range(images):
+        own = [a[image] if scene.means.ndim == 3 else a for a in scene[:5]]
+        splats = _project(*own, scene.viewmats[image], scene.Ks[image], size=size)
+        shape = {"width": size, "height": size, "tile": COUNT_TILE}
+        intersections += int(binning.count_intersections(splats, **shape).sum())
+    pairs = intersections * COUNT_TILE[0] * COUNT_TILE[1]
+    gaussians = sum(a.nbytes for a in scene[:5])
+    splats = 4 * intersections * (6 + channels)
+    pixels = 4 * images * size * size * (channels + 1)
+    operations = pairs * (FORWARD_OPERATIONS + BACKWARD_OPERATIONS + 6 * channels)
+    return 3.0 * gaussians + 2 * splats + 2 * pixels, float(operations)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _project(*scene, size):
+    return rasterizer.project(*scene, width=size, height=size, near=0.01, antialiased=False)
+
+
+def measure_bandwidth() -> float:
+    """Bytes a second that the device reads and writes when it copies."""
+    data = jnp.ones(1 << 26, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    copy(data).block_until_ready()
+    return 2 * data.nbytes / min(time_once(lambda: copy(data).block_until_ready()) for _ in "12345")
+
+
+def measure_rate() -> float:
+    """Multiplications and additions a second in float32, other than matrix products."""
+    data, steps = jnp.linspace(0.0, 1.0, 1 << 22), 512
+
+    @jax.jit
+    def work(x):
+        return jax.lax.fori_loop(0, steps // 64, lambda _, x: _chain(x), x)
+
+    def _chain(x):
+        for _ in range(64):
+            x = x * 0.999 + 0.001
+        return x
+
+    work(data).block_until_ready()
+    seconds = min(time_once(lambda: work(data).block_until_ready()) for _ in "123")
+    return 2.0 * steps * data.size / seconds
+
+
+def peak_memory() -> float | None:
+    """GiB: of the process on CPUs, of the device on others."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    stats = device.memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
+
+
+def predict_tpu(name: str, scene: Scene, size: int) -> list[Row]:
+    """Rows for the TPUs that `kernels.bench.tpu_costs` knows: predicted, not measured."""
+    from kernels.bench import tpu_costs
+
+    return [
+        Row(
+            backend="pallas_tpu",
+            device=f"TPU {p.chip}",
+            scene=name,
+            images=len(scene.viewmats),
+            gaussians=scene.means.shape[-2],
+            size=size,
+            forward_ms=p.forward_ms,
+            forward_backward_ms=p.forward_backward_ms,
+            median_forward_backward_ms=None,
+            compile_s=None,
+            memory_gib=None,
+            bytes=p.bytes,
+            operations=p.operations,
+            limit_ms=p.forward_backward_ms,
+            predicted=True,
+        )
+        for p in tpu_costs.predict(scene, size, size)
+    ]
+
+
+def format_table(rows: list[Row]) -> str:
+    """The rows as text, one line each."""
+    head = (
+        "backend", "device", "scene", "images", "Gaussians", "forward ms", "fwd+bwd ms",
+        "median", "images/s", "compile s", "peak GiB", "GB", "Gop", "limit ms", "x limit",
+    )  # fmt: skip
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    lines = [
+        (
+            row.backend,
+            row.device,
+            row.scene,
+            str(row.images),
+            str(row.gaussians),
+            number(row.forward_ms, 2),
+            number(row.forward_backward_ms, 2),
+            number(row.median_forward_backward_ms, 2),
+            number(row.images_per_s),
+            number(row.compile_s),
+            number(row.memory_gib, 2),
+            number(row.bytes / 1e9, 2),
+            number(row.operations / 1e9),
+            number(row.limit_ms, 2),
+            "predicted" if row.predicted else number(row.forward_backward_ms / row.limit_ms),
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in (head, *lines)
+    )

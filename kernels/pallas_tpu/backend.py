@@ -1,0 +1,223 @@
+"""The `pallas_tpu` backend: lists and blending in Mosaic kernels, an image at a time.
+
+1. the splats are sorted by depth, once an image (XLA);
+2. `tile_lists` splits them into blocks of tiles and those into tiles (`lists`);
+3. `composite` blends the lists; its backward pass leaves a gradient for every list entry;
+4. `lists.merge`, twice, sums these up to a gradient for every splat.
+
+Images follow one another: a TPU core does one at a time anyway, and only one image's lists are in
+memory. The backward pass makes the lists again, which is cheaper than to keep them.
+
+The kernels are compiled for the TPU that the computation is lowered for, which also works ahead of
+time, without one (`tpu_costs.compile_ahead`). On a CPU they run in Pallas's TPU interpreter, inside
+`pltpu.force_tpu_interpret_mode()` and `rasterizer.compiling_for("tpu")`: for tests, thousands of
+times slower.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels import binning
+from kernels.pallas_tpu.composite import (
+    BLOCK,
+    CHUNK,
+    GEOMETRY,
+    TILE,
+    TILES,
+    blend_tiles,
+    blend_tiles_backward,
+)
+from kernels.pallas_tpu.lists import (
+    WORD,
+    Split,
+    merge,
+    owners,
+    pack_bits,
+    plan,
+    split,
+    tile_members,
+)
+from kernels.projection import Splats
+from kernels.rasterizer import Backend, Blend, platform
+
+BLOCK_PIXELS = (BLOCK[0] * TILE, BLOCK[1] * TILE)
+"""Width and height of a block of tiles."""
+
+
+class TileLists(NamedTuple):
+    """The splats of an image, for every tile front to back."""
+
+    splats: Float[Array, "room R 128"]
+    """Chunks as `blend_tiles` reads them."""
+    starts: Int[Array, "tiles+1"]
+    blocks: Split
+    """How the image's splats were split among the blocks."""
+    tiles: Split
+    """How the blocks' splats were split among their tiles."""
+
+
+def chunk_rows(splats: Splats, order: Int[Array, "N"]) -> Float[Array, "chunks R 128"]:
+    """The splats of one image in chunks of 128 in the order given.
+
+    Rows: x, y, p, q, r, opacity, two zeros, the features, a one (whose blend is the alpha), zeros.
+    """
+    num, features = splats.features.shape
+    fields = [splats.means, splats.whitening, splats.opacities[:, None]]
+    width = GEOMETRY + -(-(features + 1) // 8) * 8
+    table = jnp.concatenate(
+        [
+            *fields,
+            jnp.zeros((num, 2)),
+            splats.features,
+            jnp.ones((num, 1)),
+            jnp.zeros((num, width - GEOMETRY - features - 1)),
+        ],
+        axis=-1,
+    )
+    table = jnp.pad(table[order], ((0, -num % CHUNK), (0, 0)))
+    return rearrange(table, "(chunk lane) row -> chunk row lane", lane=CHUNK)
+
+
+def unpack_rows(rows: Float[Array, "chunks R 128"], features: int) -> Splats:
+    """The splats in the chunks, one after another (depths are 0)."""
+    table = rearrange(rows, "chunk row lane -> row (chunk lane)")
+    return Splats(
+        means=table[0:2].T,
+        whitening=table[2:5].T,
+        opacities=table[5],
+        depths=jnp.zeros_like(table[5]),
+        features=table[GEOMETRY : GEOMETRY + features].T,
+    )
+
+
+def _block_members(
+    rows: Float[Array, "chunks R 128"], width: int, height: int
+) -> Int[Array, "chunks words 128"]:
+    """Which blocks the bounding box of each splat touches."""
+    first, counts, _ = binning.tile_boxes(unpack_rows(rows, 0), width, height, BLOCK_PIXELS)
+    across, down = binning.grid(width, height, BLOCK_PIXELS)
+    first, counts = (rearrange(a, "(c lane) xy -> xy c lane", lane=CHUNK) for a in (first, counts))
+    words = []
+    for start in range(0, across * down, WORD):
+        block = jnp.arange(start, min(start + WORD, across * down))[:, None, None]
+        x, y = block % across - first[0], block // across - first[1]
+        inside = (x >= 0) & (x < counts[0]) & (y >= 0) & (y < counts[1])
+        words.append(pack_bits(inside))
+    return jnp.stack(words, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "height", "capacity"))
+def tile_lists(
+    splats: Splats, order: Int[Array, "N"], *, width: int, height: int, capacity: int
+) -> TileLists:
+    """Lists of the splats of one image, for every tile in order of blocks.
+
+    `order` is theirs by depth; `capacity` is how many entries there is room for.
+    """
+    num_blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
+    rows = chunk_rows(splats, order)
+    parents = jnp.array([0, rows.shape[0]], jnp.int32)
+    room = capacity // CHUNK + num_blocks
+    blocks = plan(_block_members(rows, width, height), parents, room)
+    by_block = split(rows, blocks, room)
+
+    parents = blocks.starts[: num_blocks + 1]
+    members = tile_members(
+        by_block,
+        owners(parents, room),
+        parents[-1],
+        tiles=binning.grid(width, height, (TILE, TILE)),
+    )
+    room = capacity // CHUNK + num_blocks * TILES
+    tiles = plan(members, parents, room)
+    return TileLists(split(by_block, tiles, room), tiles.starts, blocks, tiles)
+
+
+def _join(tiles: Float[Array, "tiles F 256"], width: int, height: int) -> Float[Array, "H W F"]:
+    """Tiles, block by block, to an image."""
+    across, _ = binning.grid(width, height, BLOCK_PIXELS)
+    image = rearrange(
+        tiles,
+        "(down across ty tx) f (h w) -> (down ty h) (across tx w) f",
+        across=across,
+        ty=BLOCK[1],
+        tx=BLOCK[0],
+        h=TILE,
+    )
+    return image[:height, :width]
+
+
+def _cut(image: Float[Array, "H W F"], rows: int) -> Float[Array, "tiles rows 256"]:
+    """Transpose of `_join`, with zeros for the `rows` that the image doesn't have."""
+    height, width, features = image.shape
+    across, down = binning.grid(width, height, BLOCK_PIXELS)
+    padding = (down * BLOCK_PIXELS[1] - height, across * BLOCK_PIXELS[0] - width, rows - features)
+    return rearrange(
+        jnp.pad(image, [(0, pad) for pad in padding]),
+        "(down ty h) (across tx w) f -> (down across ty tx) f (h w)",
+        ty=BLOCK[1],
+        tx=BLOCK[0],
+        h=TILE,
+        w=TILE,
+    )
+
+
+def _forward(splats: Splats, *, width: int, height: int, capacity: int):
+    """Blend a batch of images. Residuals: order by depth, and the state that ended each pixel."""
+    across, _ = binning.grid(width, height, BLOCK_PIXELS)
+    features = splats.features.shape[-1]
+
+    def one_image(splats):
+        index = jnp.arange(splats.depths.shape[0], dtype=jnp.int32)
+        _, order = lax.sort((splats.depths, index), num_keys=1, is_stable=True)
+        lists = tile_lists(splats, order, width=width, height=height, capacity=capacity)
+        blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
+        image = _join(blended, width, height)
+        overflow = lists.blocks.dropped + lists.tiles.dropped
+        return Blend(image[..., :features], image[..., features], overflow), (order, state)
+
+    return lax.map(one_image, splats)
+
+
+def _backward(splats: Splats, blend, residuals, d_features, d_alpha, *, width, height, capacity):
+    """Gradients for a batch of images."""
+    del blend
+    across, _ = binning.grid(width, height, BLOCK_PIXELS)
+    num, features = splats.features.shape[-2:]
+
+    def one_image(inputs):
+        splats, (order, state), d_features, d_alpha = inputs
+        lists = tile_lists(splats, order, width=width, height=height, capacity=capacity)
+        d_image = jnp.concatenate([d_features, d_alpha[..., None]], axis=-1)
+        d_tiles = _cut(d_image, lists.splats.shape[1] - GEOMETRY)
+        d_rows = blend_tiles_backward(
+            lists.starts, lists.splats, state, d_tiles, blocks_across=across
+        )
+        d_rows = merge(merge(d_rows, lists.tiles), lists.blocks)
+        d_splats = unpack_rows(d_rows, features)
+        index = jnp.arange(num, dtype=jnp.int32)
+        inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
+        return jax.tree.map(lambda a: a[inverse], d_splats)
+
+    return lax.map(one_image, (splats, residuals, d_features, d_alpha))
+
+
+def _unavailable() -> str | None:
+    if platform() == "tpu":
+        return None
+    return (
+        f"it needs a TPU and JAX's default device is {platform()}; "
+        "with a TPU, `pip install 'jax[tpu]'`"
+    )
+
+
+BACKEND = Backend("pallas_tpu", _forward, _backward, (TILE, TILE), _unavailable)

@@ -1,0 +1,45 @@
+"""The decoder: expressions and bias sinks."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from small_model import inputs, rule_model
+
+from flexavatar_jax.model.decoder import Decoder
+
+decode = nnx.jit(Decoder.__call__)
+
+
+def code(batch=1):
+    return np.random.default_rng(0).standard_normal((batch, 16, 48)).astype(np.float32)
+
+
+def test_each_example_gets_the_sink_of_its_own_source():
+    model, _ = rule_model("public")
+    expression = np.repeat(inputs()["expression"], 2, axis=0)
+    both = decode(model.decoder, code(2), expression, jnp.array([0, 1]))
+    for source in (0, 1):
+        alone = decode(model.decoder, code(2), expression, jnp.array([source, source]))
+        np.testing.assert_allclose(both[source], alone[source], atol=1e-5)
+    same = decode(model.decoder, code(2), expression, jnp.array([1, 1]))
+    assert np.abs(both[0] - same[0]).max() > 1e-2
+
+
+def test_the_sink_is_a_token_and_not_an_expression():
+    """Sink and expression tokens come by different ways: swapping what they hold is no symmetry."""
+    model, _ = rule_model("public")
+    expression = inputs()["expression"]
+    before = decode(model.decoder, code(), expression, jnp.array([1]))
+    model.decoder.sinks[...] = model.decoder.sinks[...].at[0].add(1.0)
+    np.testing.assert_array_equal(decode(model.decoder, code(), expression, jnp.array([1])), before)
+    model.decoder.sinks[...] = model.decoder.sinks[...].at[1].add(1.0)
+    assert np.abs(decode(model.decoder, code(), expression, jnp.array([1])) - before).max() > 1e-2
+
+
+def test_maps_are_row_major_and_one_an_expression():
+    model, _ = rule_model("public")
+    expression = inputs()["expression"]
+    maps = decode(model.decoder, code(), expression, jnp.array([1]))
+    assert maps.shape == (1, 2, 4, 4, 48)
+    alone = decode(model.decoder, code(), expression[:, 1:], jnp.array([1]))
+    np.testing.assert_allclose(maps[:, 1:], alone, atol=1e-5)

@@ -1,0 +1,29 @@
+"""Sampling maps at regular grids, with half a texel of zeros at the rim."""
+
+import numpy as np
+import pytest
+from numpy_reference import bilinear
+
+from flexavatar_jax.model.resampling import interpolation_matrix, sample_grid
+
+
+@pytest.mark.parametrize(("size", "samples"), [(4, 4), (5, 3), (3, 8), (16, 32)])
+def test_a_grid_is_sampled_by_definition(size, samples):
+    maps = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    at = np.linspace(-1, 1, samples)
+    expected = [[[bilinear(m, u, v) for u in at] for v in at] for m in maps]
+    np.testing.assert_allclose(sample_grid(maps, samples, samples), expected, atol=1e-6)
+
+
+def test_rows_and_columns_are_not_mixed_up():
+    maps = np.zeros((3, 5, 1), np.float32)
+    maps[1, 4] = 1
+    assert sample_grid(maps, 7, 2).shape == (7, 2, 1)
+    # Row 3 of 7 is the middle; column 1 of 2 is the right edge, half of it outside.
+    np.testing.assert_allclose(sample_grid(maps, 7, 2)[3, :, 0], [0, 0.5])
+
+
+def test_the_outermost_samples_are_half_zero():
+    weights = interpolation_matrix(8, 4).sum(axis=1)
+    np.testing.assert_allclose(weights[[0, -1]], 0.5)
+    np.testing.assert_allclose(weights[1:-1], 1)
