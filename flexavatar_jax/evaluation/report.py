@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import write_atomically
+from flexavatar_jax.runs.workdir import write_atomically
 from flexavatar_jax.training.metric_log import read_metrics
 
 SHOWN_TARGETS = 8

@@ -20,7 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from flexavatar_jax.runs.checkpoints import write_atomically
+from data_pipelines.errors import TRY_AGAIN, UserError
+from flexavatar_jax.runs.workdir import write_atomically
 
 
 class MetricLog:
@@ -33,7 +34,7 @@ class MetricLog:
       silent: write and print nothing.
 
     Raises (here and when something is recorded):
-      OSError: the folder cannot be written.
+      UserError: the folder cannot be written.
     """
 
     def __init__(self, workdir: epath.PathLike, *, step: int, steps: int, silent: bool = False):
@@ -97,10 +98,11 @@ class MetricLog:
         try:
             yield
         except OSError as error:
-            raise OSError(
+            raise UserError(
                 f"the run's metrics cannot be written to {self._path.parent} "
                 f"({error.strerror or error}); mend that, and the same command goes on from the "
-                "last checkpoint"
+                "last checkpoint",
+                status=TRY_AGAIN,
             ) from error
 
 
