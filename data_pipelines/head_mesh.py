@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
+
+from data_pipelines.files import write
 
 EYE_HEIGHT, MOUTH_HEIGHT = 0.022, -0.0385
 """y of the lines on which the lids and the lips meet."""
@@ -128,10 +129,7 @@ def write_obj(path: str | os.PathLike[str], mesh: Mesh | None = None) -> None:
         "f " + " ".join(f"{i}/{j}" for i, j in zip(face, face_uv, strict=True))
         for face, face_uv in zip(mesh.faces + 1, mesh.face_uvs + 1, strict=True)
     ]
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text("\n".join(lines) + "\n", encoding="ascii")
-    unfinished.replace(path)
+    write(path, "\n".join(lines) + "\n")
 
 
 def head_surface(
