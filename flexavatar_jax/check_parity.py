@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from data_pipelines.numpy_files import from_npz
 from data_pipelines.pixel3dmm import read_image
-from data_pipelines.storage import from_npz
 from flexavatar_jax import cli
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.import_flex1 import import_checkpoint

@@ -18,8 +18,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import make_writable
 from kernels.rasterizer import choose_backend
-from kernels.writable import make_writable
 
 
 def fail(error: UserError) -> NoReturn:
@@ -89,10 +89,10 @@ def check_out(out: Path, *, create: bool = False) -> None:
         raise UserError(f"--out {out} is a folder; give the name of a file in it")
     try:
         make_writable(folder)
-    except OSError as error:
+    except UserError as error:
+        reason = error.__cause__.strerror
         raise UserError(
-            f"--out {out} cannot be written ({error.strerror}); choose another folder",
-            status=TRY_AGAIN,
+            f"--out {out} cannot be written ({reason}); choose another folder", status=TRY_AGAIN
         ) from error
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
@@ -29,8 +29,7 @@ from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, tr
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
 from flexavatar_jax.runs.loading import load_model
-from flexavatar_jax.runs.workdir import read_config, write_atomically
-from kernels.writable import make_writable
+from flexavatar_jax.runs.workdir import read_config
 
 ORBIT_FRAMES = 48
 
@@ -74,10 +73,11 @@ def evaluate(
     test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
     report = epath.Path(workdir) / "report"
     try:
-        make_writable(Path(report))
-    except OSError as error:
+        make_writable(report)
+    except UserError as error:
+        reason = error.__cause__.strerror
         raise UserError(
-            f"{report} cannot be written ({error.strerror}); move it away, or make it writable",
+            f"{report} cannot be written ({reason}); move it away, or make it writable",
             status=TRY_AGAIN,
         ) from error
     loaded = load_model(workdir, step, dinov2)
@@ -128,8 +128,8 @@ def evaluate(
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
     write_report(report, config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
-    write_atomically(epath.Path(workdir) / "metrics.json", text)
-    write_atomically(report / "metrics.json", text)
+    write(epath.Path(workdir) / "metrics.json", text)
+    write(report / "metrics.json", text)
     return metrics
 
 

@@ -9,7 +9,6 @@ an imported model's own ones, else zeros (and the constant filter).
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import writing
 from flexavatar_jax import cli
 from flexavatar_jax.import_flex1 import UNUSED_FILE
 from flexavatar_jax.published.tensor_names import (
@@ -49,16 +49,13 @@ def export_checkpoint(
     loaded = load_model(workdir, step, encoder_network=False)
     unused = _read_unused(epath.Path(workdir) / UNUSED_FILE)
     state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
-    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
-        save_file(state_dict, temporary)
-        temporary.rename(out)
-    except (OSError, SafetensorError) as error:
+        with writing(out) as unfinished:
+            save_file(state_dict, unfinished)
+    except SafetensorError as error:
         raise UserError(
             f"--out {out} cannot be written ({error}); choose another folder", status=TRY_AGAIN
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_unused(path: epath.Path) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import flex1
 from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import write
 from data_pipelines.torch_files import load_torch_file
 from flexavatar_jax import cli
 from flexavatar_jax.published.tensor_names import (
@@ -42,7 +43,6 @@ from flexavatar_jax.published.tensor_names import (
 )
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.templates import format_obj, load_template
-from flexavatar_jax.runs.workdir import write_atomically
 
 UNUSED_FILE = "published_unused.safetensors"
 """Beside an imported checkpoint: published tensors without effect, kept for the way back."""
@@ -123,10 +123,8 @@ def import_checkpoint(
     unused = {name: published.pop(name) for name in unused_shapes(config.model)}
     params = adopt(published, abstract, config.model)
     with _written_whole(out) as folder:
-        write_atomically(folder / "template.obj", format_obj(head))
-        write_atomically(
-            folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True)
-        )
+        write(folder / "template.obj", format_obj(head))
+        write(folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True))
         save_file(unused, folder / UNUSED_FILE)
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             checkpoints.save(0, params)

@@ -19,6 +19,7 @@ import ml_collections
 from etils import epath
 
 from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import write
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.runs.templates import format_obj, load_template
 
@@ -101,10 +102,10 @@ def claim_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             if not (workdir / "template.obj").exists():
-                write_atomically(workdir / "template.obj", format_obj(template))
+                write(workdir / "template.obj", format_obj(template))
             stored = workdir / "config.json"
             if not stored.exists() or stored.read_text() != text:
-                write_atomically(stored, text)
+                write(stored, text)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -152,14 +153,6 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     if not isinstance(fields, dict) or not {"model", "data", "frozen"} <= fields.keys():
         raise UserError(f"{path} is not a run's config (no model, data, frozen); restore it")
     return ml_collections.ConfigDict(fields)
-
-
-def write_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it: whole or not there at all."""
-    path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _existing_file_system(workdir: epath.PathLike) -> epath.Path:
