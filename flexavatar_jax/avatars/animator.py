@@ -28,7 +28,7 @@ class Animator:
 
     def __init__(self, loaded: LoadedModel, *, chunk: int = 4, backend: str = "auto"):
         self._graph, self._state = nnx.split(loaded.model.folded())
-        self._dinov2 = loaded.dinov2
+        self._dinov2 = loaded.dinov2_base
         self._chunk, self._backend = chunk, backend
         self.image_size = loaded.config.model.image_size
 

@@ -16,11 +16,11 @@ from flexavatar_jax.frozen import dinov2, hiera
 class FrozenNetworks(NamedTuple):
     """Parameters of the frozen networks; None where the config turns one off."""
 
-    encoder: dinov2.Params | None = None
+    dinov2_base: dinov2.Params | None = None
     """DINOv2 base: features beside the patches of the input image."""
-    dino: dinov2.Params | None = None
+    dinov2_small: dinov2.Params | None = None
     """DINOv2 small: perceptual loss."""
-    sam: hiera.Params | None = None
+    sam2: hiera.Params | None = None
     """SAM 2.1 Hiera-small: perceptual loss."""
 
 
@@ -35,9 +35,11 @@ def load_frozen_networks(config: ConfigDict) -> FrozenNetworks:
     """
     dtype, paths = jnp.dtype(config.model.dtype), config.frozen
     return FrozenNetworks(
-        encoder=load_encoder_network(config),
-        dino=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype) if config.loss.dino else None,
-        sam=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
+        dinov2_base=load_dinov2_base(config),
+        dinov2_small=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype)
+        if config.loss.dino
+        else None,
+        sam2=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
     )
 
 
@@ -53,13 +55,13 @@ def frozen_shapes(config: ConfigDict) -> FrozenNetworks:
         return shapes(dinov2.shapes(size), lambda weights: dinov2.fold(weights, size, dtype))
 
     return FrozenNetworks(
-        encoder=dino(dinov2.BASE) if config.model.dino else None,
-        dino=dino(dinov2.SMALL) if config.loss.dino else None,
-        sam=shapes(hiera.shapes(), lambda w: hiera.fold(w, dtype)) if config.loss.sam else None,
+        dinov2_base=dino(dinov2.BASE) if config.model.dino else None,
+        dinov2_small=dino(dinov2.SMALL) if config.loss.dino else None,
+        sam2=shapes(hiera.shapes(), lambda w: hiera.fold(w, dtype)) if config.loss.sam else None,
     )
 
 
-def load_encoder_network(config: ConfigDict) -> dinov2.Params | None:
+def load_dinov2_base(config: ConfigDict) -> dinov2.Params | None:
     """What inference needs of `load_frozen_networks`: DINOv2 base, if `model.dino` asks for it."""
     if not config.model.dino:
         return None

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from data_pipelines.frame import EXPRESSION_SIZE
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
 from flexavatar_jax.runs.templates import load_template
@@ -112,7 +113,7 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch as `data_pipelines.mixture.make_iterator` gives it, laid out on `mesh`."""
-    size, targets = config.data.image_size, config.data.targets
+    size, targets = config.model.image_size, config.data.targets
     f32, i32, u8 = jnp.float32, jnp.int32, jnp.uint8
     shapes = {
         "input_image": ((size, size, 3), u8),
@@ -123,7 +124,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
         "target_mask": ((targets, size, size), u8),
         "target_cam2head": ((targets, 4, 4), f32),
         "target_K": ((targets, 3, 3), f32),
-        "target_expression": ((targets, config.model.expression_size), f32),
+        "target_expression": ((targets, EXPRESSION_SIZE), f32),
         "background": ((3,), f32),
         "jitter": ((5,), f32),
         "source": ((), i32),
@@ -202,7 +203,7 @@ def predict(
     """
     cycles = estimated_cycles(hlo, SCOPES)
     seconds = {part: count / tpu_costs.CHIPS[chip].clock for part, count in cycles.items()}
-    size = config.data.image_size
+    size = config.model.image_size
     # Devices along the tensor axis render the same images.
     images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
     kernels = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)

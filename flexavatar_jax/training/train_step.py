@@ -162,9 +162,9 @@ class TrainProgram:
         """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
         model = self.model(params)
         features = None
-        if frozen.encoder is not None:
+        if frozen.dinov2_base is not None:
             with jax.named_scope("features"):
-                features = dinov2.patch_features(frozen.encoder, batch["input_image"])
+                features = dinov2.patch_features(frozen.dinov2_base, batch["input_image"])
         code = model.encode(
             batch["input_image"], batch["input_cam2head"], batch["input_K"], features
         )

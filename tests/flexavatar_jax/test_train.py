@@ -134,8 +134,8 @@ def test_weights_of_another_model_are_no_start(tiny_config, tmp_path):
     tiny_config.steps = 1
     train(tiny_config, tmp_path / "a")
     tiny_config.init_from = str(tmp_path / "a")
-    tiny_config.model.head_tokens = 8
-    with pytest.raises(UserError, match=r"config\.model\.head_tokens is 4, not 8"):
+    tiny_config.model.head_resolution = 8
+    with pytest.raises(UserError, match=r"config\.model\.head_resolution is 4, not 8"):
         train(tiny_config, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
