@@ -25,7 +25,8 @@ from tqdm import tqdm
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.shards import PreparedSet, open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
 from flexavatar_jax.runs.checkpoints import load_model, read_config, write_atomically
 from flexavatar_jax.training.losses import psnr, ssim
