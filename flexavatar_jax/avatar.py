@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.errors import UserError
 from data_pipelines.pixel3dmm import Portrait, find_input, read_driving, read_portrait
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.film import check_film, write_film
-from flexavatar_jax.runs.checkpoints import load_model, read_config
-from kernels.rasterizer import choose_backend
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
 
 FRAMES_PER_SECOND = 24
 ORBIT_FRAMES = 72
@@ -37,11 +38,11 @@ def find_portrait(path: str) -> Portrait:
     """
     given = Path(path).absolute()
     if not given.exists():
-        raise FileNotFoundError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
+        raise UserError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
     root, name = given.parent.parent, given.name if given.is_dir() else given.stem
     found = Path(find_input(root, name))
     if found != given:
-        raise ValueError(
+        raise UserError(
             f"--portrait {path}: tracking of that name belongs to {found}; give that file, or move "
             "it away"
         )
@@ -55,10 +56,10 @@ def render_avatar(args: argparse.Namespace) -> None:
     for option in ("frames", "size"):
         value = getattr(args, option)
         if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; expected 1 or more")
-    choose_backend(args.backend)
+            raise UserError(f"--{option} is {value}; expected 1 or more")
+    cli.check_backend(args.backend)
     if args.driving and args.frames is not None:
-        raise ValueError(
+        raise UserError(
             f"--frames {args.frames} is for an orbit; a driven avatar has as many frames as its "
             "performance: leave out --frames or --driving"
         )

@@ -15,7 +15,7 @@ from data_pipelines.frame import MULTI_VIEW
 from flexavatar_jax.avatars import inputs
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.model.render import SH_C0, render
-from flexavatar_jax.runs.checkpoints import LoadedModel
+from flexavatar_jax.runs.loading import LoadedModel
 from kernels.ply import Gaussians
 
 WHITE = (1.0, 1.0, 1.0)

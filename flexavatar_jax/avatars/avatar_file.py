@@ -20,10 +20,10 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.errors import UserError
+from data_pipelines.files import write
 from data_pipelines.frame import EXPRESSION_SIZE
-from data_pipelines.storage import written
-from flexavatar_jax.runs.checkpoints import LoadedModel
+from flexavatar_jax.runs.loading import LoadedModel
 
 FORMAT_VERSION = 1
 SUFFIX = ".avatar"
@@ -113,13 +113,7 @@ def save_avatar(path: str | os.PathLike, avatar: Avatar) -> None:
     fields = {name: getattr(avatar, name) for name in (*_TEXTS, "notes", "version")}
     fields["digest"] = content_digest(arrays, fields)
     content = save(arrays, metadata={_KEY: json.dumps(fields, sort_keys=True)})
-    try:
-        with written(path) as unfinished:
-            unfinished.write_bytes(content)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); choose another place", status=TRY_AGAIN
-        ) from error
+    write(path, content)
 
 
 def load_avatar(path: str | os.PathLike) -> Avatar:

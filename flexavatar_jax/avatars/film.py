@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from data_pipelines.errors import TRY_AGAIN, UserError
-from kernels.writable import make_writable
+from data_pipelines.files import make_writable
 
 
 class _Format(NamedTuple):
@@ -57,12 +57,7 @@ def check_film(path: Path, *, transparent: bool = False) -> None:
         raise UserError(f"--out {path} is a folder with something in it; give another name")
     if path.is_file() and not path.suffix:
         raise UserError(f"--out {path} is a file; give another name for a folder of PNG files")
-    try:
-        make_writable(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"--out {path} cannot be written ({error.strerror}); choose another folder"
-        ) from error
+    make_writable(path.parent)
 
 
 def write_film(

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.errors import UserError
 from flexavatar_jax import avatar
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.train import train
 from kernels import rasterizer
 
@@ -119,7 +120,7 @@ def test_a_portrait_is_the_file_that_was_given(shared_dir):
     """Tracking goes by the name: that of NAME.jpg is not taken for any NAME."""
     given = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
     assert avatar.find_portrait(str(given)).image.shape == (512, 512, 3)
-    with pytest.raises(FileNotFoundError, match=r"--portrait .*marble_sculpture.png: no such file"):
+    with pytest.raises(UserError, match=r"--portrait .*marble_sculpture.png: no such file"):
         avatar.find_portrait(str(given.with_suffix(".png")))
 
 
