@@ -23,7 +23,8 @@ from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report

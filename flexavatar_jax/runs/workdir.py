@@ -144,8 +144,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     if not path.exists():
         raise UserError(
             f"{workdir} is not a run's folder (no config.json); give the folder of a training "
-            "run or of an import",
-            status=TRY_AGAIN,
+            "run or of an import"
         )
     try:
         fields = json.loads(path.read_text())
