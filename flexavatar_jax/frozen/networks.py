@@ -90,6 +90,6 @@ def load_perceptual_networks(
     dino = found(dinov2_small, config.frozen.dinov2_small)
     sam = found(sam2, config.frozen.sam2)
     return FrozenNetworks(
-        dino=dinov2.load(dino, dinov2.SMALL, dtype) if dino else None,
-        sam=hiera.load(sam, dtype) if sam else None,
+        dinov2_small=dinov2.load(dino, dinov2.SMALL, dtype) if dino else None,
+        sam2=hiera.load(sam, dtype) if sam else None,
     )
