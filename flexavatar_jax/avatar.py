@@ -22,7 +22,8 @@ from data_pipelines.pixel3dmm import Portrait, find_input, read_driving, read_po
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator, orbit_cameras
 from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import load_model, read_config
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
 from kernels.rasterizer import choose_backend
 
 FRAMES_PER_SECOND = 24

@@ -12,7 +12,7 @@ from data_pipelines import cameras
 from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.model.render import render
-from flexavatar_jax.runs.checkpoints import LoadedModel
+from flexavatar_jax.runs.loading import LoadedModel
 
 WHITE = (1.0, 1.0, 1.0)
 

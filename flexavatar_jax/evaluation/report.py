@@ -12,8 +12,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
+from data_pipelines.files import write
 from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import write_atomically
 from flexavatar_jax.training.metric_log import read_metrics
 
 SHOWN_TARGETS = 8
@@ -55,7 +55,7 @@ def write_report(
     page = _PAGE.format(
         title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
     )
-    write_atomically(folder / "index.html", page)
+    write(folder / "index.html", page)
 
 
 def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) -> str:

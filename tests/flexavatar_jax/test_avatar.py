@@ -7,7 +7,7 @@ from PIL import Image
 from flexavatar_jax import avatar
 from flexavatar_jax.avatars.animator import Animator, orbit_cameras
 from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.train import train
 from kernels import rasterizer
 
