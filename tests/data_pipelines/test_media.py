@@ -8,36 +8,15 @@ import look_alikes
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_captures import frame
 
 from data_pipelines import media
-from data_pipelines.augment import finish_batch
 from data_pipelines.errors import UserError
-from data_pipelines.record import decode_frame, encode_frame, parse_fields, serialize_fields
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize("size", [32, 64, 96])
-def test_a_portrait_is_what_training_makes_of_it(size):
-    """Through a shard (of PNGs, as JPEG loses), the pipeline's resizing, the step's compositing."""
-    portrait = frame(size=64)
-    fields = parse_fields(encode_frame(portrait)) | {
-        "image": encoded(Image.fromarray(portrait.image))
-    }
-    stored = decode_frame(serialize_fields(fields), size)
-    batch = {"background": np.zeros((1, 3)), "jitter": np.array([[1, 1, 1, 0, 0]])}
-    for prefix, lead in (("input", (1,)), ("target", (1, 1))):
-        batch |= {f"{prefix}_image": np.broadcast_to(stored.image, (*lead, size, size, 3))}
-        batch |= {f"{prefix}_mask": np.broadcast_to(stored.mask, (*lead, size, size))}
-    trained_on = np.asarray(finish_batch(batch)["input_image"][0])
-    np.testing.assert_allclose(
-        media.prepare_input(portrait.image, portrait.mask, size), trained_on, atol=1e-6
-    )
 
 
 def test_what_the_mask_leaves_out_is_white():

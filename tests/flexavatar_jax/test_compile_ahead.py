@@ -17,7 +17,9 @@ from flexavatar_jax.training.train_step import SCOPES
 def test_the_shapes_compiled_for_are_those_of_a_batch(tiny_config):
     mesh = make_mesh(devices=jax.devices()[:1])
     batch = next(make_iterator(tiny_config.data, 0, tiny_config.batch))
-    shapes = {name: (x.shape, x.dtype) for name, x in abstract_batch(tiny_config, mesh).items()}
+    shapes = {
+        name: (x.shape, x.dtype) for name, x in abstract_batch(tiny_config, mesh)._asdict().items()
+    }
     assert shapes == {name: (x.shape, x.dtype) for name, x in batch.items()}
 
 
