@@ -22,9 +22,7 @@ def finish_batch(batch: Batch) -> Batch:
     images. Masks become float32 in [0, 1]; all other arrays are as they were.
     """
 
-    def finish(
-        image: jax.Array, mask: jax.Array, background: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def finish(image: Array, mask: Array, background: Array) -> tuple[Array, Array]:
         image, mask = _to_float(image), _to_float(mask)
         per_image = (len(image), *(1,) * (image.ndim - 4))  # [B] for inputs, [B, 1] for targets
         jittered = jitter_colours(image, batch.jitter.reshape(*per_image, 4))
