@@ -24,6 +24,7 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
@@ -160,13 +161,10 @@ def compile_step(
     return compiled
 
 
-def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def place(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """This host's share of a batch (`batch_share`) as global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+    return Batch(*(jax.make_array_from_process_local_data(sharding, field) for field in batch))
 
 
 class StopSignal:

@@ -11,12 +11,11 @@ import re
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from data_pipelines.frame import EXPRESSION_SIZE
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
 from flexavatar_jax.runs.templates import load_template
@@ -111,31 +110,16 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     return make_mesh(**config.mesh, devices=devices)
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
     """Shapes of a batch as `data_pipelines.mixture.make_iterator` gives it, laid out on `mesh`."""
-    size, targets = config.model.image_size, config.data.targets
-    f32, i32, u8 = jnp.float32, jnp.int32, jnp.uint8
-    shapes = {
-        "input_image": ((size, size, 3), u8),
-        "input_mask": ((size, size), u8),
-        "input_cam2head": ((4, 4), f32),
-        "input_K": ((3, 3), f32),
-        "target_image": ((targets, size, size, 3), u8),
-        "target_mask": ((targets, size, size), u8),
-        "target_cam2head": ((targets, 4, 4), f32),
-        "target_K": ((targets, 3, 3), f32),
-        "target_expression": ((targets, EXPRESSION_SIZE), f32),
-        "background": ((3,), f32),
-        "jitter": ((5,), f32),
-        "source": ((), i32),
-        "example": ((2 + targets,), i32),
-        "bad_records": ((), i32),
-    }
+    shapes = Batch.shapes(config.batch, config.data.targets, config.model.image_size)
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
-    }
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, (shape, dtype) in shapes.items()
+        }
+    )
 
 
 def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Report:

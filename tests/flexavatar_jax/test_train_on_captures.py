@@ -73,8 +73,8 @@ def test_one_step_on_a_batch_of_every_data_set(captures, tmp_path):
     config.loss.update(dict(dino=0.0, sam=0.0))
 
     batch = next(make_iterator(config.data, config.seed, config.batch))
-    assert sorted(batch["example"][:, 0]) == list(range(len(names)))
-    assert sorted(batch["source"]) == [0] * 5 + [1] * 3
+    assert sorted(batch.example[:, 0]) == list(range(len(names)))
+    assert sorted(batch.source) == [0] * 5 + [1] * 3
 
     assert train(config, tmp_path) == 0
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
