@@ -32,11 +32,7 @@ from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicat
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
 from kernels import rasterizer
 from kernels.bench import scenes, tpu_costs
-
-LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
-"""Bytes a second of one link of the interconnect in one direction (Austin et al., How to Scale Your
-Model (2025), chapter 2). A collective is taken to use one link, though rings along both directions
-and several axes of the torus go faster."""
+from kernels.hardware import CHIPS
 
 NAMES = "v4:2x2x1, v4:4x4x4, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16"
 
@@ -61,7 +57,7 @@ class Memory(NamedTuple):
 
 
 def chip_name(topology: str) -> str:
-    """Which of `tpu_costs.CHIPS` a topology such as "v5e:16x16" is made of."""
+    """Which of `hardware.CHIPS` a topology such as "v5e:16x16" is made of."""
     return topology.split(":")[0]
 
 
@@ -90,7 +86,7 @@ class Report:
     @property
     def utilisation(self) -> float:
         """Model FLOPs utilisation (MFU)."""
-        peak = self.chips * tpu_costs.CHIPS[chip_name(self.topology)].bfloat16
+        peak = self.chips * CHIPS[chip_name(self.topology)].bfloat16
         return self.flops.total * self.batch / self.step_seconds / peak
 
     @property
@@ -106,7 +102,7 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
       ImportError: the libtpu that goes with this JAX isn't installed.
       ValueError: libtpu knows no such topology.
     """
-    if chip_name(topology) not in LINK:
+    if chip_name(topology) not in CHIPS:
         raise ValueError(f"--topology {topology} is not known; give one like {NAMES}")
     try:
         devices = tpu_costs.topology_devices(topology)
@@ -191,7 +187,7 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
             - analysis.alias_size_in_bytes,
             analysis.temp_size_in_bytes,
             analysis.generated_code_size_in_bytes,
-            tpu_costs.CHIPS[chip_name(topology)].memory,
+            CHIPS[chip_name(topology)].memory,
         ),
         flops=flops,
         collectives=moved,
@@ -202,20 +198,20 @@ def compile_ahead(config: ConfigDict, topology: str, *, perceptual: bool) -> Rep
 def predict(
     config: ConfigDict, chip: str, mesh: Mesh, hlo: str, moved: list[Collective]
 ) -> dict[str, float]:
-    """Seconds of each part of a compiled step on one of `tpu_costs.CHIPS`.
+    """Seconds of each part of a compiled step on one of `hardware.CHIPS`.
 
     The compiler's cycles at the chip's clock; for rendering, the Pallas kernels as `tpu_costs`
     counts them for the avatar scene come on top; collectives go over one link, none of them hidden
     behind computation.
     """
     cycles = estimated_cycles(hlo, SCOPES)
-    seconds = {part: count / tpu_costs.CHIPS[chip].clock for part, count in cycles.items()}
+    seconds = {part: count / CHIPS[chip].clock for part, count in cycles.items()}
     size = config.data.image_size
     # Devices along the tensor axis render the same images.
     images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
     kernels = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
     seconds["rasterizer"] += images * kernels
-    return seconds | {"interconnect": sum(c.sent for c in moved) / LINK[chip]}
+    return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
 
 
 def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> str:
