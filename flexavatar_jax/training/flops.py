@@ -22,23 +22,7 @@ from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.encoder import FEATURE_SIZE
 from flexavatar_jax.model.flexavatar import FlexAvatar
-from kernels.bench.tpu_costs import CHIPS
-
-PEAKS = {
-    "TPU v4": CHIPS["v4"].bfloat16,
-    "TPU v5 lite": CHIPS["v5e"].bfloat16,
-    "TPU v5e": CHIPS["v5e"].bfloat16,
-    "TPU v5": CHIPS["v5p"].bfloat16,
-    "TPU v5p": CHIPS["v5p"].bfloat16,
-    "TPU v6 lite": CHIPS["v6e"].bfloat16,
-    "TPU v6e": CHIPS["v6e"].bfloat16,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-}
-"""Published dense bfloat16 peak of a device, operations a second, by JAX's `device_kind`."""
+from kernels.hardware import BFLOAT16_PEAKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +85,7 @@ def step_flops(
 
 def peak(device: jax.Device) -> float | None:
     """Published bfloat16 peak of `device`, operations a second; None where none is known."""
-    return PEAKS.get(device.device_kind)
+    return BFLOAT16_PEAKS.get(device.device_kind)
 
 
 def count(function: Callable, *args: Any) -> float:
