@@ -22,3 +22,7 @@ class UserError(ValueError):
     def __init__(self, message: str, *, status: int = GIVE_UP):
         super().__init__(message)
         self.status = status
+
+
+class MissingFileError(UserError):
+    """A file or folder that should be there is not."""

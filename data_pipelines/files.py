@@ -92,3 +92,14 @@ def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is a URL such as gs://bucket/file, not of this machine's file systems."""
     return "://" in os.fspath(path)
+
+
+def list_folder(folder: epath.PathLike) -> list[epath.Path]:
+    """What lies in a folder by name, hidden files left out; empty if there is no such folder.
+
+    Not by a pattern: names may hold the characters that mean something in patterns.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -14,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.frame import EXPRESSION_SIZE, MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.media import resize
 
 FIELDS = (
     "image",
@@ -188,10 +189,10 @@ def _open_image(fields: dict[str, bytes | np.ndarray], field: str, mode: str) ->
 def _pixels(image: Image.Image, field: str, size: int | None) -> np.ndarray:
     """Decodes an opened image and resizes it to `size` pixels a side."""
     try:
-        if size is None or image.size == (size, size):
+        if size is None:
             return np.asarray(image)
         image.draft(None, (size, size))  # lets JPEG decode at a half, a quarter or an eighth
-        return np.asarray(image.resize((size, size), Image.Resampling.HAMMING))
+        return resize(np.asarray(image), size)
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and others
         raise FrameError(field, f"it does not decode ({e})") from e
 

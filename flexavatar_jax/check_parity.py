@@ -100,7 +100,7 @@ def check_model(published: Path, case: Case, salt: str) -> Iterator[Result]:
     inputs = case.model
     with tempfile.TemporaryDirectory() as folder:
         run = import_rule_model(published, Path(folder), salt)
-        model = load_model(run, encoder_network=False).model.folded()
+        model = load_model(run, load_dinov2=False).model.folded()
     cam2head = jnp.asarray(inputs["cam2flame"][None], jnp.float32)
     K = jnp.asarray(inputs["K"][None], jnp.float32)
     rays = jax.jit(plucker_map, static_argnums=(2, 3))(cam2head, K, *case.image.shape[1:3])

@@ -46,7 +46,7 @@ def export_checkpoint(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
     cli.check_out(Path(out), create=True)
-    loaded = load_model(workdir, step, encoder_network=False)
+    loaded = load_model(workdir, step, load_dinov2=False)
     unused = _read_unused(epath.Path(workdir) / UNUSED_FILE)
     state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
     try:
@@ -74,7 +74,7 @@ def publish(
     `unused` are values of tensors without effect; those it lacks are zeros.
     """
     values = flatten(jax.device_get(params))
-    state_dict = {tensor.name: tensor.publish(values) for tensor in used_tensors(config)}
+    state_dict = {tensor.name: tensor.to_published(values) for tensor in used_tensors(config)}
     for name, shape in unused_shapes(config).items():
         fresh = RESAMPLE_FILTER if name.endswith("resample_filter") else np.zeros(shape, np.float32)
         state_dict[name] = unused.get(name, fresh)

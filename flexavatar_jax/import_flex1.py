@@ -30,7 +30,8 @@ from safetensors.numpy import load_file, save_file
 
 from configs import flex1
 from data_pipelines.errors import TRY_AGAIN, UserError
-from data_pipelines.files import write
+from data_pipelines.files import cannot_write, write
+from data_pipelines.frame import EXPRESSION_SIZE
 from data_pipelines.torch_files import load_torch_file
 from flexavatar_jax import cli
 from flexavatar_jax.published.tensor_names import (
@@ -55,8 +56,7 @@ SIZES = {
     "width": "head_transformer.transformer.d_hidden",
     "encoder_depth": "head_transformer.transformer.n_layers",
     "decoder_depth": "head_transformer.n_layers_expression_transformer",
-    "head_tokens": "head_transformer.res_head_tokens",
-    "expression_size": "head_transformer.d_expression_codes",
+    "head_resolution": "head_transformer.res_head_tokens",
     "expression_tokens": "head_transformer.n_expression_tokens",
     "patch_size": "patch_size",
     "vit_depth": "n_layers_encoder",
@@ -66,6 +66,7 @@ SIZES = {
 
 REQUIRED = {
     "in_channels": 3,
+    "head_transformer.d_expression_codes": EXPRESSION_SIZE,
     "n_input_views": 1,
     "use_plucker": True,
     "head_transformer.head_transformer_type": "UV_TEXTURE",
@@ -109,6 +110,7 @@ def import_checkpoint(
         raise UserError(f"--out {out} exists already; choose another folder or move it away")
     config = flex1.get_config()
     config.model = read_model_config(model_config)
+    config.data.image_size = config.model.image_size
     config.model.dtype = dtype
     head = load_template(os.fspath(template))
     abstract = abstract_params(config.model, head)
@@ -121,7 +123,7 @@ def import_checkpoint(
                 f"{checkpoint}: {name} is not outer([1,3,3,1],[1,3,3,1])/64, the only filter known"
             )
     unused = {name: published.pop(name) for name in unused_shapes(config.model)}
-    params = adopt(published, abstract, config.model)
+    params = params_from_published(published, abstract, config.model)
     with _written_whole(out) as folder:
         write(folder / "template.obj", format_obj(head))
         write(folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True))
@@ -132,13 +134,13 @@ def import_checkpoint(
     return account(config.model, abstract)
 
 
-def adopt(
+def params_from_published(
     published: dict[str, np.ndarray], abstract: nnx.State, config: ml_collections.ConfigDict
 ) -> nnx.State:
     """Our parameters from published tensors, which are taken out of `published` on the way."""
     values = {}
     for tensor in used_tensors(config):
-        values |= tensor.adopt(published.pop(tensor.name))
+        values |= tensor.from_published(published.pop(tensor.name))
     return nnx.from_flat_state(
         [(path, variable.replace(values[path])) for path, variable in nnx.to_flat_state(abstract)]
     )
@@ -191,7 +193,9 @@ def read_model_config(path: epath.PathLike) -> ml_collections.ConfigDict:
             f"{path}: gaussian_decoder.upscale_uv_texture is {upscale}; only "
             f"{2 ** len(model.upsampler_channels)} is implemented"
         )
-    model.sample_grid = model.head_tokens * upscale * size("gaussian_decoder.oversampling_factor")
+    model.gaussian_resolution = (
+        model.head_resolution * upscale * size("gaussian_decoder.oversampling_factor")
+    )
     if type(field("use_feature_projection")) is not bool:
         raise UserError(f"{path}: use_feature_projection must be true or false")
     model.dino = field("use_feature_projection")
@@ -301,6 +305,8 @@ def _written_whole(out: epath.Path) -> Iterator[epath.Path]:
     try:
         yield folder
         folder.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     finally:
         if folder.exists():
             folder.rmtree()

@@ -101,7 +101,7 @@ def _backward(
     )(bins.ends, bins.counts, d_geometry, d_splat_features)
     return Splats(
         means=d_geometry[..., 0:2],
-        whitening=d_geometry[..., 2:5],
+        cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
         depths=d_geometry[..., 6],
         features=d_splat_features[..., :num],
@@ -117,7 +117,7 @@ def _call(kernel, *, interpret: bool, **settings):
 
 def _pack(splats: Splats) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:
     """Geometry, and features with a last one that is always 1: what blends to alpha."""
-    geometry = jnp.concatenate([splats.means, splats.whitening, splats.opacities[..., None]], -1)
+    geometry = jnp.concatenate([splats.means, splats.cholesky, splats.opacities[..., None]], -1)
     geometry = jnp.pad(geometry, ((0, 0), (0, 0), (0, GEOMETRY - geometry.shape[-1])))
     ones = jnp.ones_like(splats.features[..., :1])
     return geometry, _pad_features(jnp.concatenate([splats.features, ones], -1))

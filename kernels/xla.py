@@ -104,10 +104,10 @@ def backward(
         cpu=functools.partial(_differentiate, block=CPU_BLOCK, add=True),
         default=functools.partial(_differentiate, block=BLOCK, add=False),
     )
-    means, whitening, opacities, features = jnp.split(
+    means, cholesky, opacities, features = jnp.split(
         rearrange(gradients, "(b n) d -> b n d", n=num), [2, 5, 6], axis=-1
     )
-    return Splats(means, whitening, opacities[..., 0], jnp.zeros_like(splats.depths), features)
+    return Splats(means, cholesky, opacities[..., 0], jnp.zeros_like(splats.depths), features)
 
 
 def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
@@ -168,8 +168,8 @@ def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
 
 def _differentiate(
     splats: Splats, blend: Blend, bins: Bins, d_features, d_alpha, *, block: int, add: bool
-) -> Float[Array, "images*N 6+F"]:
-    """Gradients of mean (2), whitening (3), opacity and features of each splat of all images."""
+) -> Float[Array, "rows columns"]:
+    """Gradients of mean (2), Cholesky factor (3), opacity and features of all images' splats."""
     height, width = d_alpha.shape[1:]
     across, down = binning.grid(width, height, TILE)
     images, capacity = bins.splats.shape
@@ -243,9 +243,9 @@ def _differentiate(
     return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
 
 
-def _make_table(splats: Splats) -> Float[Array, "images*N 6+F"]:
-    """All that blending needs of a splat in one row: mean, whitening, opacity, features."""
-    columns = (splats.means, splats.whitening, splats.opacities[..., None], splats.features)
+def _make_table(splats: Splats) -> Float[Array, "rows columns"]:
+    """All that blending needs of a splat in one row: mean, Cholesky factor, opacity, features."""
+    columns = (splats.means, splats.cholesky, splats.opacities[..., None], splats.features)
     return rearrange(jnp.concatenate(columns, -1), "b n d -> (b n) d")
 
 
@@ -264,7 +264,7 @@ def _make_blocks(bins: Bins, across: int, down: int, block: int) -> _Blocks:
     return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), blocks)
 
 
-def _make_rows(bins: Bins, num: int) -> Int[Array, "images*capacity"]:
+def _make_rows(bins: Bins, num: int) -> Int[Array, "intersections"]:
     """The row of the table of each intersection."""
     return (bins.splats + num * jnp.arange(len(bins.splats), dtype=jnp.int32)[:, None]).reshape(-1)
 
@@ -302,7 +302,7 @@ def _unfinished(block: _Blocks):
 
 
 def _from_moments(d_sigma: Array, chunk: _Chunk) -> Float[Array, "K M 6"]:
-    """Gradients of mean, whitening and opacity from those of sigma at the tile's pixels [K, M, P].
+    """Gradients of mean, Cholesky factor and opacity from sigma's at the tile's pixels [K, M, P].
 
     With u = u0 + p x + q y and v = v0 + r y (x, y from the tile's centre), all are linear in the
     moments sum(d_sigma x^i y^j): one matrix product, and no sum over pixels but that.

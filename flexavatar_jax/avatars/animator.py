@@ -38,7 +38,7 @@ class Animator:
         self._graph, self._state = nnx.split(loaded.model.folded())
         self._chunk = chunk
         self.image_size = loaded.config.model.image_size
-        self._code_shape = (loaded.config.model.head_tokens**2, loaded.config.model.width)
+        self._code_shape = (loaded.config.model.head_resolution**2, loaded.config.model.width)
 
     def encode(
         self,
@@ -61,7 +61,7 @@ class Animator:
         seen = inputs.prepare_input(image, mask, self.image_size)
         inputs.check_camera(cam2head, K)
         arrays = [np.asarray(x, np.float32)[None] for x in (seen, cam2head, K)]
-        return np.asarray(_encode(self._graph, self._state, self.loaded.dinov2, *arrays)[0])
+        return np.asarray(_encode(self._graph, self._state, self.loaded.dinov2_base, *arrays)[0])
 
     def gaussians(
         self, code: Code, expressions: Float[np.ndarray, "E 135"], source: int = MULTI_VIEW

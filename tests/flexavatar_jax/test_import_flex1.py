@@ -136,7 +136,7 @@ def imported(files):
 def check_weights(files):
     params, config = imported(files)
     for tensor in used_tensors(config):
-        np.testing.assert_array_equal(tensor.publish(params), files.weights[tensor.name])
+        np.testing.assert_array_equal(tensor.to_published(params), files.weights[tensor.name])
 
 
 def test_safetensors(files):
@@ -324,7 +324,7 @@ def test_the_command(files, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
-    assert exit_.value.code == 1
+    assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

@@ -58,7 +58,7 @@ def test_bfloat16_renders_the_image_of_float32(shared_dir, tmp_path):
     """Transformers in bfloat16 against all in float32: over 40 dB at 512x512."""
     folder = shared_dir / "flex1"
     case = read_case(folder)
-    loaded = load_model(import_rule_model(folder, tmp_path, "public"), encoder_network=False)
+    loaded = load_model(import_rule_model(folder, tmp_path, "public"), load_dinov2=False)
     config, template = loaded.config.model, loaded.model.gaussians.template
     config.dtype = "bfloat16"
     graph, _ = nnx.split(nnx.eval_shape(lambda: FlexAvatar(config, template, rngs=nnx.Rngs(0))))

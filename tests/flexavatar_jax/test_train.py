@@ -134,8 +134,8 @@ def test_weights_of_another_model_are_no_start(tiny_config, tmp_path):
     tiny_config.steps = 1
     train(tiny_config, tmp_path / "a")
     tiny_config.init_from = str(tmp_path / "a")
-    tiny_config.model.head_tokens = 8
-    with pytest.raises(UserError, match=r"config\.model\.head_tokens is 4, not 8"):
+    tiny_config.model.head_resolution = 8
+    with pytest.raises(UserError, match=r"config\.model\.head_resolution is 4, not 8"):
         train(tiny_config, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -207,7 +207,7 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
     with pytest.raises(ValueError, match=r"bad_step_1_process_0\.npz"):
         train(tiny_config, tmp_path)
     with np.load(tmp_path / "bad_step_1_process_0.npz") as batch:
-        assert batch["target_image"].shape == (2, 2, 32, 32, 3)
+        assert batch.target_image.shape == (2, 2, 32, 32, 3)
 
 
 GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}

@@ -107,7 +107,7 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
         x, y = (np.arange(0.5, n, step) for n in (width, height))
         x, y = x[(x - 0.5) % 8 <= 7], y[(y - 0.5) % 8 <= 7]
         d = np.stack(np.meshgrid(x, y), -1)[None, None] - splats.means[:, :, None, None]
-        p, q, r = np.moveaxis(np.asarray(splats.whitening)[..., None, None, :], -1, 0)
+        p, q, r = np.moveaxis(np.asarray(splats.cholesky)[..., None, None, :], -1, 0)
         sigma = ((p * d[..., 0] + q * d[..., 1]) ** 2 + (r * d[..., 1]) ** 2) / 2
         alpha = np.asarray(splats.opacities)[..., None, None] * np.exp(-sigma)
         alpha = alpha.reshape(images, num, down, len(y) // down, across, len(x) // across)
