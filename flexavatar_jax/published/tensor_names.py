@@ -109,6 +109,18 @@ def published_shapes(
     return shapes | unused_shapes(config)
 
 
+def params_from_published(
+    published: dict[str, np.ndarray], abstract: nnx.State, config: ml_collections.ConfigDict
+) -> nnx.State:
+    """Our parameters from published tensors, which are taken out of `published` on the way."""
+    values = {}
+    for tensor in used_tensors(config):
+        values |= tensor.from_published(published.pop(tensor.name))
+    return nnx.from_flat_state(
+        [(path, variable.replace(values[path])) for path, variable in nnx.to_flat_state(abstract)]
+    )
+
+
 def _used(config: ml_collections.ConfigDict) -> Iterator[Tensor]:
     patch = config.patch_size
     image: Path = ("encoder", "image")

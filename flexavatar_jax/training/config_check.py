@@ -160,7 +160,7 @@ def check_config(config: ConfigDict) -> None:
         if value is _ABSENT:
             raise UserError(f"config.{field} is missing; it must be {rule.expected}")
         if not rule.holds(value):
-            raise UserError(f"config.{field} is {value!r}; it must be {rule.expected}")
+            raise UserError(f"config.{field} is {_shown(value)}; it must be {rule.expected}")
     check_sizes(config.model)
     loss, optimizer = config.loss, config.optimizer
     if not any((loss.l1, loss.mse, loss.ssim)):
@@ -200,7 +200,7 @@ def check_stored_config(config: ConfigDict) -> None:
         if value is _ABSENT and field.startswith("model."):
             raise UserError(f"config.{field} is missing; it must be {rule.expected}")
         if value is not _ABSENT and not rule.holds(value):
-            raise UserError(f"config.{field} is {value!r:.80}; it must be {rule.expected}")
+            raise UserError(f"config.{field} is {_shown(value)}; it must be {rule.expected}")
     check_sizes(config.model)
 
 
@@ -231,3 +231,8 @@ def _value(config: ConfigDict, field: str) -> Any:
             return _ABSENT
         value = value[name]
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence quotes it."""
+    return " ".join(f"{value!r}".split())[:80]

@@ -10,11 +10,10 @@ from numpy_reference import Reference
 
 from configs import flex1
 from data_pipelines.head_mesh import template_mesh
-from flexavatar_jax.import_flex1 import params_from_published
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.published.parity_rule import rule_weights
-from flexavatar_jax.published.tensor_names import flatten, published_shapes
+from flexavatar_jax.published.tensor_names import flatten, params_from_published, published_shapes
 
 
 def small_config(**changes) -> ConfigDict:

@@ -8,8 +8,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from test_import_flex1 import files, published  # noqa: F401 (fixtures)
 
-from flexavatar_jax.export_flex1 import export_checkpoint, main
-from flexavatar_jax.import_flex1 import UNUSED_FILE
+from flexavatar_jax.export_flex1 import main
+from flexavatar_jax.published.exporter import export_checkpoint
+from flexavatar_jax.published.importer import UNUSED_FILE
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import load_model
 
