@@ -14,8 +14,6 @@ origin between the ears), on the scale of FLAME's neutral head.
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -117,21 +115,6 @@ def template_mesh(columns: int = 88, rows: int = 66) -> Mesh:
     row, column = np.divmod(face_uvs, columns + 1)
     faces = row * columns + column % columns
     return Mesh(vertices, np.stack([u, v], -1).reshape(-1, 2), faces, face_uvs)
-
-
-def write_obj(path: str | os.PathLike[str], mesh: Mesh | None = None) -> None:
-    """Writes a mesh (by default the template) as a Wavefront OBJ with texture coordinates."""
-    mesh = template_mesh() if mesh is None else mesh
-    lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices]
-    lines += [f"vt {u:.6f} {v:.6f}" for u, v in mesh.uvs]
-    lines += [
-        "f " + " ".join(f"{i}/{j}" for i, j in zip(face, face_uv, strict=True))
-        for face, face_uv in zip(mesh.faces + 1, mesh.face_uvs + 1, strict=True)
-    ]
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text("\n".join(lines) + "\n", encoding="ascii")
-    unfinished.replace(path)
 
 
 def head_surface(

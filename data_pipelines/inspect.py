@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_pipelines import storage
+from data_pipelines.files import writing
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.head_mesh import Mesh, template_mesh
 from data_pipelines.record import parse_fields
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                 ("frames.png", contact_sheet(prepared)),
                 ("cameras.png", camera_sphere(cams)),
             ):
-                with storage.written(out / name) as unfinished:
+                with writing(out / name) as unfinished:
                     picture.save(unfinished, "PNG", compress_level=2)
                 print(f"  {os.fspath(out / name)}")
     except (ValueError, OSError) as error:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from data_pipelines.cameras import rotation_from_6d
 from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
+from data_pipelines.files import write, writing
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
+from data_pipelines.numpy_files import from_npz, to_npz
 from data_pipelines.record import FIELDS, QUALITY, FrameError, encode_frame
 from data_pipelines.shards import Index, PreparedSet, shard_name
-from data_pipelines.storage import from_npz, to_npz, write, written
 
 MAX_CLIPS_PER_SHARD = 16
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single, already compressed, images
@@ -190,7 +191,7 @@ class _ShardJob:
             return len(clips)
         columns: dict[str, list] = {name: [] for name in _COLUMNS}
         name = shard_name(self.captures.name, shard, len(self.shards))
-        with written(folder / name, part.parent) as path:
+        with writing(folder / name, part.parent) as path:
             writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
             for i in clips:
                 try:

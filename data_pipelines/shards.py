@@ -8,7 +8,7 @@
       index.npz                                     who, when and which camera; written last
 
 `shard_writer.write_shards` makes such a folder, `PreparedSet` reads it. It may lie in the cloud
-(see `storage`): ArrayRecord itself knows local files only, so a remote shard is downloaded whole
+(see `files`): ArrayRecord itself knows local files only, so a remote shard is downloaded whole
 when first read.
 """
 
@@ -27,9 +27,10 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
+from data_pipelines.cache import local_copy
 from data_pipelines.frame import Frame
+from data_pipelines.numpy_files import from_npz
 from data_pipelines.record import FrameError, decode_frame
-from data_pipelines.storage import from_npz, local_copy
 
 _OPEN_READERS = 128  # per process; the usual limit is 1024 open files
 

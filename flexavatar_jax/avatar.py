@@ -5,7 +5,8 @@
     python -m flexavatar_jax.avatar render --workdir runs/demo --portrait DIR/inputs/NAME.jpg \
         --driving DIR/driving/CLIP --out driven.mp4
 
-Writes an MP4 and a GIF of the same name. The portrait's tracking (Pixel3DMM) lies beside it: see
+The film goes by its ending: .mp4, .gif, .webm, .apng; none: PNG files. The portrait's tracking
+(Pixel3DMM) lies beside it: see
 `data_pipelines/pixel3dmm.py`.
 """
 
@@ -15,15 +16,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from data_pipelines.errors import UserError
 from data_pipelines.pixel3dmm import Portrait, find_input, read_driving, read_portrait
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
-from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import load_model, read_config
-from kernels.rasterizer import choose_backend
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.avatars.film import check_film, write_film
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
 
 FRAMES_PER_SECOND = 24
 ORBIT_FRAMES = 72
@@ -36,11 +38,11 @@ def find_portrait(path: str) -> Portrait:
     """
     given = Path(path).absolute()
     if not given.exists():
-        raise FileNotFoundError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
+        raise UserError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
     root, name = given.parent.parent, given.name if given.is_dir() else given.stem
     found = Path(find_input(root, name))
     if found != given:
-        raise ValueError(
+        raise UserError(
             f"--portrait {path}: tracking of that name belongs to {found}; give that file, or move "
             "it away"
         )
@@ -50,16 +52,14 @@ def find_portrait(path: str) -> Portrait:
 def render_avatar(args: argparse.Namespace) -> None:
     """The `render` command."""
     out = Path(args.out)
-    if out.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"--out {out} must end in .mp4 or .gif (both are written)")
-    cli.check_out(out)
+    check_film(out)
     for option in ("frames", "size"):
         value = getattr(args, option)
         if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; expected 1 or more")
-    choose_backend(args.backend)
+            raise UserError(f"--{option} is {value}; expected 1 or more")
+    cli.check_backend(args.backend)
     if args.driving and args.frames is not None:
-        raise ValueError(
+        raise UserError(
             f"--frames {args.frames} is for an orbit; a driven avatar has as many frames as its "
             "performance: leave out --frames or --driving"
         )
@@ -69,11 +69,7 @@ def render_avatar(args: argparse.Namespace) -> None:
     loaded = load_model(args.workdir, args.step, args.dinov2)
     animator = Animator(loaded, backend=args.backend)
     size = animator.image_size
-    image = np.asarray(
-        Image.fromarray(portrait.image).resize((size, size), Image.Resampling.BICUBIC)
-    )
-    mask = np.asarray(Image.fromarray(portrait.mask).resize((size, size), Image.Resampling.BICUBIC))
-    code = animator.encode(image, mask, portrait.cam2head, portrait.K)
+    code = animator.encode(portrait.image, portrait.mask, portrait.cam2head, portrait.K)
     if driving is None:
         frames = ORBIT_FRAMES if args.frames is None else args.frames
         views = orbit_cameras(portrait.cam2head, frames)
@@ -81,22 +77,22 @@ def render_avatar(args: argparse.Namespace) -> None:
     else:
         expressions = driving.expression
         views = np.repeat(portrait.cam2head[None], len(expressions), axis=0)
-    images = animator.render(
+    images = animator.frames(
         code,
         expressions,
         views,
         np.repeat(portrait.K[None], len(views), axis=0),
         size=size if args.size is None else args.size,
-        progress=lambda chunks: tqdm(chunks, desc="rendering", unit="chunk"),
     )
-    for path in write_animation(out, np.round(images * 255).astype(np.uint8), FRAMES_PER_SECOND):
-        print(path)
+    images = tqdm(images, total=len(views), desc="rendering", unit="frame")
+    write_film(out, images, FRAMES_PER_SECOND)
+    print(out)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flexavatar_jax.avatar", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("render", help="render a portrait's avatar to MP4 and GIF")
+    command = commands.add_parser("render", help="render a portrait's avatar to a film")
     command.add_argument("--workdir", required=True, help="folder of a training run or an import")
     command.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     command.add_argument(
@@ -104,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--portrait", required=True, help="DIR/inputs/NAME.jpg, tracked")
     command.add_argument("--driving", help="folder of .frame files that drive the avatar")
-    command.add_argument("--out", required=True, help="animation.mp4 (and .gif beside it)")
+    command.add_argument("--out", required=True, help="film.mp4, .gif, .webm, .apng, or a folder")
     command.add_argument("--frames", type=int, help=f"frames of an orbit (default: {ORBIT_FRAMES})")
     command.add_argument("--size", type=int, help="pixels a side (default: the model's)")
     command.add_argument("--backend", default="auto", help="rasterizer: auto, xla, ...")

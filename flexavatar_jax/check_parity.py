@@ -24,15 +24,16 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from data_pipelines.numpy_files import from_npz
 from data_pipelines.pixel3dmm import read_image
-from data_pipelines.storage import from_npz
 from flexavatar_jax import cli
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.import_flex1 import import_checkpoint
 from flexavatar_jax.model.encoder import plucker_map
 from flexavatar_jax.published.parity_rule import rule_weights
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.training.losses import dino_loss, sam_loss
 
 GAUSSIAN_TOLERANCE = 2e-5
@@ -69,7 +70,9 @@ def read_case(folder: Path) -> Case:
     """
     for name in ("input.png", "parity.npz", "frozen_parity.npz"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}; it must hold a case's three files")
+            raise UserError(
+                f"no {name} in {folder}; it must hold a case's three files", status=TRY_AGAIN
+            )
     pixels = read_image(folder / "input.png").astype(np.float32)[None] / 255
     model, frozen = (_Arrays(folder / name) for name in ("parity.npz", "frozen_parity.npz"))
     for name in INPUTS:
@@ -85,11 +88,11 @@ class _Arrays(dict):
             super().__init__(from_npz(path.read_bytes()))
         except Exception as error:  # a damaged zip file raises errors of many kinds
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged ({reason}); copy it again") from error
+            raise UserError(f"{path} is damaged ({reason}); copy it again") from error
         self._path = path
 
     def __missing__(self, name: str) -> np.ndarray:
-        raise ValueError(f"{self._path} has no array {name}; is it a case's file?")
+        raise UserError(f"{self._path} has no array {name}; is it a case's file?")
 
 
 def check_model(published: Path, case: Case, salt: str) -> Iterator[Result]:
@@ -178,7 +181,7 @@ def import_rule_model(published: Path, folder: Path, salt: str) -> Path:
 def _compare(name: str, found: jax.Array, expected: np.ndarray, tolerance: float) -> Result:
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
-        raise ValueError(f"{name} must have shape {list(found.shape)}, not {list(expected.shape)}")
+        raise UserError(f"{name} must have shape {list(found.shape)}, not {list(expected.shape)}")
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     return Result(name, float(error), tolerance)
 
@@ -187,7 +190,7 @@ def check(shared: Path, case: Path | None, salt: str) -> bool:
     """Prints the table of errors; says whether all are within their tolerances."""
     published = shared / "flex1"
     if not (published / "manifest.json").is_file():
-        raise FileNotFoundError(f"no flex1/manifest.json in --shared {shared}")
+        raise UserError(f"no flex1/manifest.json in --shared {shared}", status=TRY_AGAIN)
     reference = read_case(published if case is None else case)
     print(f"{'output':30} {'error':>9} {'allowed':>9}")
     results = []

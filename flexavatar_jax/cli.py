@@ -1,53 +1,33 @@
 """How every command of the package starts, and how it tells its user what is wrong.
 
-A user's mistake ends a command with one sentence on stderr and a non-zero exit status: 2 if the
-same command would end so again (schedulers then give up), 1 if that isn't sure. The stack trace is
-there for whoever sets FLEXAVATAR_TRACEBACK=1.
+A user's mistake (`UserError`) ends a command with one sentence on stderr and its exit status. The
+stack trace is there for whoever sets FLEXAVATAR_TRACEBACK=1; any other exception is a defect of the
+program and always keeps its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from kernels.writable import make_writable
-
-USER_ERRORS = (ValueError, OSError, ImportError)
-"""What a sentence is enough for: wrong values, missing or broken files, packages not installed."""
-
-
-class LastingError(ValueError):
-    """What the same command would meet again: wrong arguments, a run that diverged."""
+from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import make_writable
+from kernels.rasterizer import choose_backend
 
 
-@contextlib.contextmanager
-def giving_up() -> Iterator[None]:
-    """Turns a `ValueError` within into `LastingError`."""
-    try:
-        yield
-    except ValueError as error:
-        raise LastingError(str(error)) from error
-
-
-def status_of(error: Exception) -> int:
-    """The exit status of a command that `error` ended."""
-    return 2 if isinstance(error, LastingError | ImportError | flags.Error) else 1
-
-
-def fail(error: Exception) -> NoReturn:
+def fail(error: UserError) -> NoReturn:
     """Prints `error` as one line on stderr and exits with its status."""
     if os.environ.get("FLEXAVATAR_TRACEBACK"):
         raise error
     say_error(str(error))
-    sys.exit(status_of(error))
+    sys.exit(error.status)
 
 
 def say_error(message: str) -> None:
@@ -60,8 +40,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         check_config_file(argv)
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except UserError as error:
         fail(error)
+    except flags.Error as error:
+        fail(UserError(str(error)))
     except (AttributeError, KeyError) as error:
         # ml_collections' whole message may be the field's name, with a suggestion or without.
         message = str(error.args[0] if error.args else error).replace("\\n", " ")
@@ -69,16 +51,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if unknown:
             name, suggestion = unknown.groups("")
             message = f"the config has no field {name}. {suggestion}".strip(" .")
-        fail(LastingError(f"in --config and its overrides: {message}"))
+        fail(UserError(f"in --config and its overrides: {message}"))
     except SyntaxError as error:
         message = f"line {error.lineno} of {error.filename} is not Python ({error.msg}); correct it"
-        fail(LastingError(message))
+        fail(UserError(message))
     except (TypeError, ValueError, OSError) as error:
-        fail(LastingError(f"in --config and its overrides: {error}"))
+        fail(UserError(f"in --config and its overrides: {error}"))
 
 
 def check_config_file(argv: Sequence[str]) -> None:
-    """Raises `flags.Error` if the file of --config is not there: absl would go on without it."""
+    """Raises `UserError` if the file of --config is not there: absl would go on without it."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name == "--":
@@ -88,43 +70,54 @@ def check_config_file(argv: Sequence[str]) -> None:
             continue
         path = Path(value.split(":", 1)[0])  # the rest is the argument of its get_config
         if not path.is_file():
-            raise flags.Error(f"no config file {path}; configs/ has the ones that ship")
+            raise UserError(f"no config file {path}; configs/ has the ones that ship")
         if path.suffix != ".py":
-            raise flags.Error(f"--config {path} is not a Python config file (.py) as in configs/")
+            raise UserError(f"--config {path} is not a Python config file (.py) as in configs/")
 
 
 def check_out(out: Path, *, create: bool = False) -> None:
-    """Raises `OSError` unless a file can be written at --out: before the work, not after it.
+    """Raises `UserError` unless a file can be written at --out: before the work, not after it.
 
     Its folder must exist, or is made if `create`.
     """
     folder = out.parent
     if not create and not folder.is_dir():
-        raise FileNotFoundError(f"--out {out}: there is no folder {folder}; create it first")
+        raise UserError(
+            f"--out {out}: there is no folder {folder}; create it first", status=TRY_AGAIN
+        )
     if out.is_dir():
-        raise IsADirectoryError(f"--out {out} is a folder; give the name of a file in it")
+        raise UserError(f"--out {out} is a folder; give the name of a file in it")
     try:
         make_writable(folder)
-    except OSError as error:
-        raise OSError(
-            f"--out {out} cannot be written ({error.strerror}); choose another folder"
+    except UserError as error:
+        reason = error.__cause__.strerror
+        raise UserError(
+            f"--out {out} cannot be written ({reason}); choose another folder", status=TRY_AGAIN
         ) from error
 
 
 def check_dinov2(dinov2: str, workdir: str, config: ConfigDict) -> None:
-    """Raises `ValueError` for --dinov2 weights that the model of `workdir` has no use for."""
+    """Raises `UserError` for --dinov2 weights that the model of `workdir` has no use for."""
     if dinov2 and not config.model.dino:
-        raise ValueError(
+        raise UserError(
             f"--dinov2 {dinov2}: the model of {workdir} needs no DINOv2 (model.dino is off in its "
             "config.json); leave the option out"
         )
+
+
+def check_backend(backend: str) -> None:
+    """Raises `UserError` for a rasterizer that `kernels` doesn't know or that can't run here."""
+    try:
+        choose_backend(backend)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def guard(main: Callable[[], int | None]) -> int | None:
     """Runs `main`; a user's mistake ends the process with one sentence."""
     try:
         return main()
-    except USER_ERRORS as error:
+    except UserError as error:
         fail(error)
     except KeyboardInterrupt:
         return 130
@@ -135,7 +128,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
-            fail(LastingError(f"argument {argv[1]!r} is not known; --help lists the flags"))
+            fail(UserError(f"argument {argv[1]!r} is not known; --help lists the flags"))
         return guard(main)
 
     logging.set_verbosity(logging.WARNING)

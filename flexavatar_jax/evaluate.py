@@ -12,35 +12,27 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 from etils import epath
-from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
-from data_pipelines.shards import PreparedSet, open_at_size
+from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
+from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
-from flexavatar_jax.runs.checkpoints import load_model, read_config, write_atomically
-from flexavatar_jax.training.losses import psnr, ssim
-from kernels.writable import make_writable
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
 
-SECTORS = ("front", "side", "back")
 ORBIT_FRAMES = 48
-
-
-class Person(NamedTuple):
-    """A test person: the only input, and the frames to be predicted."""
-
-    name: str
-    input: Frame
-    targets: list[Frame]
 
 
 def check_numbers(config: ConfigDict, workdir: epath.PathLike) -> None:
@@ -48,93 +40,10 @@ def check_numbers(config: ConfigDict, workdir: epath.PathLike) -> None:
     for field, least in (("people", 1), ("images_per_person", 2), ("constant_images", 1)):
         value = config.eval[field]
         if value < least:
-            raise ValueError(
+            raise UserError(
                 f"config.eval.{field} is {value}; expected {least} or more: correct it in "
                 f"{epath.Path(workdir) / 'config.json'}"
             )
-
-
-def azimuth(cam2head: Float[np.ndarray, "4 4"]) -> float:
-    """Degrees by which the camera stands off the face's axis, to either side: 0 front, 180 back."""
-    x, _, z = cam2head[:3, 3]
-    return float(np.degrees(np.abs(np.arctan2(x, z))))
-
-
-def sector(cam2head: Float[np.ndarray, "4 4"]) -> str:
-    """front below 60 degrees of azimuth, back from 120 on, side between."""
-    angle = azimuth(cam2head)
-    return "front" if angle < 60 else "side" if angle < 120 else "back"
-
-
-def on_white(frame: Frame) -> Float[np.ndarray, "H W 3"]:
-    """A frame's foreground on white, RGB in [0, 1]."""
-    alpha = frame.mask[..., None].astype(np.float32) / 255
-    return frame.image.astype(np.float32) / 255 * alpha + (1 - alpha)
-
-
-def evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` of the numbers below `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
-
-
-def spread(camera: np.ndarray, timestep: np.ndarray, wanted: int) -> np.ndarray:
-    """At most `wanted` of a clip's frames, evenly spaced over cameras and, in each, over time.
-
-    All cameras come where there are as many wanted. In the order frames are stored, moment by
-    moment, a stride would meet some cameras again and again and others never.
-    """
-    camera_by_camera = np.lexsort((timestep, camera))
-    return camera_by_camera[evenly_spaced(len(camera), wanted)]
-
-
-def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:
-    """The first `people` of a test set, `images` targets each, spread over cameras and time."""
-    index = data.index
-    clips = {}
-    for clip, name in enumerate(index.person):
-        clips.setdefault(str(name), clip)
-    result = []
-    for name, clip in tqdm(list(clips.items())[:people], desc="reading test people", unit="person"):
-        records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
-        first = records[index.timestep[records] == index.timestep[records].min()]
-        source = min(
-            (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
-        )
-        chosen = records[spread(index.camera[records], index.timestep[records], images)]
-        targets = [data.frame(int(i), size) for i in chosen]
-        targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
-        if not targets:
-            raise ValueError(
-                f"{data.folder} has one frame only of {name}, none of which is left to predict; "
-                "prepare a config.eval.dataset of more frames a person"
-            )
-        result.append(Person(name, source, targets))
-    return result
-
-
-def training_sets(config: ConfigDict) -> list[epath.Path]:
-    """Folders of the data sets trained on; those of weight 0 need not be there."""
-    mixture = config.data.mixture.items()
-    return [epath.Path(config.data.root) / name for name, weight in mixture if weight != 0]
-
-
-def sector_means(config: ConfigDict) -> dict[str, Float[np.ndarray, "H W 3"]]:
-    """The mean training image of each sector: the best constant in the mean square.
-
-    Sectors that training never saw have the mean of all.
-    """
-    size = config.data.image_size
-    sums = {name: np.zeros((size, size, 3)) for name in SECTORS}
-    counts = dict.fromkeys(SECTORS, 0)
-    for folder in training_sets(config):
-        data = open_at_size(folder, size)
-        wanted = evenly_spaced(len(data), config.eval.constant_images)
-        for i in tqdm(wanted, desc=f"mean image of {data.name}", unit="image"):
-            frame = data.frame(int(i), size)
-            sums[sector(frame.cam2head)] += on_white(frame)
-            counts[sector(frame.cam2head)] += 1
-    everything = sum(sums.values()) / sum(counts.values())
-    return {n: sums[n] / counts[n] if counts[n] else everything for n in SECTORS}
 
 
 def evaluate(
@@ -153,7 +62,7 @@ def evaluate(
         `frozen.dinov2_base`.
 
     Raises:
-      FileNotFoundError, ValueError: no run, checkpoint or data set there, or a damaged one; or the
+      UserError: no run, checkpoint or data set there, or a damaged one; or the
         data set's images are smaller than the model's.
     """
     config = read_config(workdir)
@@ -165,10 +74,12 @@ def evaluate(
     test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
     report = epath.Path(workdir) / "report"
     try:
-        make_writable(Path(report))
-    except OSError as error:
-        raise OSError(
-            f"{report} cannot be written ({error.strerror}); move it away, or make it writable"
+        make_writable(report)
+    except UserError as error:
+        reason = error.__cause__.strerror
+        raise UserError(
+            f"{report} cannot be written ({reason}); move it away, or make it writable",
+            status=TRY_AGAIN,
         ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
@@ -193,9 +104,9 @@ def evaluate(
         if constants:
             compared["constant"] = np.stack([constants[s] for s in sectors]).astype(np.float32)
         scores = {
-            f"{measure}_{name}": np.asarray(function(images, truths))
+            f"{measure}_{name}": values
             for name, images in compared.items()
-            for measure, function in (("psnr", psnr), ("ssim", ssim))
+            for measure, values in score(images, truths).items()
         }
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
@@ -218,18 +129,8 @@ def evaluate(
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
     write_report(report, config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
-    write_atomically(epath.Path(workdir) / "metrics.json", text)
-    write_atomically(report / "metrics.json", text)
-    return metrics
-
-
-def summarise(rows: list[tuple[str, dict[str, float]]]) -> dict[str, float]:
-    """Means over images, all and by sector, of the scores of (sector, scores)."""
-    metrics = {}
-    for name in ("all", *SECTORS):
-        chosen = [scores for where, scores in rows if name in ("all", where)]
-        for key in chosen[0] if chosen else ():
-            metrics[f"{key}_{name}"] = round(float(np.mean([s[key] for s in chosen])), 4)
+    write(epath.Path(workdir) / "metrics.json", text)
+    write(report / "metrics.json", text)
     return metrics
 
 

@@ -9,7 +9,6 @@ an imported model's own ones, else zeros (and the constant filter).
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import jax
@@ -20,6 +19,8 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import writing
 from flexavatar_jax import cli
 from flexavatar_jax.import_flex1 import UNUSED_FILE
 from flexavatar_jax.published.tensor_names import (
@@ -28,7 +29,7 @@ from flexavatar_jax.published.tensor_names import (
     unused_shapes,
     used_tensors,
 )
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.runs.loading import load_model
 
 
 def export_checkpoint(
@@ -37,25 +38,24 @@ def export_checkpoint(
     """Writes the parameters of a run (by default its newest checkpoint) as .safetensors.
 
     Raises:
-      FileNotFoundError: no run, or no checkpoint.
-      ValueError: the checkpoint or `UNUSED_FILE` is damaged, or `out` is no .safetensors file.
-      OSError: `out` cannot be written.
+      UserError: no run, or no checkpoint.
+      UserError: the checkpoint or `UNUSED_FILE` is damaged, or `out` is no .safetensors file.
+      UserError: `out` cannot be written.
     """
     out = epath.Path(out)
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} must end in .safetensors")
+        raise UserError(f"--out {out} must end in .safetensors")
     cli.check_out(Path(out), create=True)
     loaded = load_model(workdir, step, encoder_network=False)
     unused = _read_unused(epath.Path(workdir) / UNUSED_FILE)
     state_dict = publish(nnx.state(loaded.model, nnx.Param), loaded.config.model, unused)
-    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
-        save_file(state_dict, temporary)
-        temporary.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"--out {out} cannot be written ({error}); choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with writing(out) as unfinished:
+            save_file(state_dict, unfinished)
+    except SafetensorError as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error}); choose another folder", status=TRY_AGAIN
+        ) from error
 
 
 def _read_unused(path: epath.Path) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def _read_unused(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path) if path.exists() else {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); import the weights again") from None
+        raise UserError(f"{path} is damaged ({error}); import the weights again") from None
 
 
 def publish(

@@ -29,9 +29,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from configs import flex1
+from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import write
 from data_pipelines.torch_files import load_torch_file
 from flexavatar_jax import cli
-from flexavatar_jax.model.head_template import load_template
 from flexavatar_jax.published.tensor_names import (
     RESAMPLE_FILTER,
     abstract_params,
@@ -40,7 +41,8 @@ from flexavatar_jax.published.tensor_names import (
     unused_shapes,
     used_tensors,
 )
-from flexavatar_jax.runs.checkpoints import Checkpoints, write_atomically
+from flexavatar_jax.runs.checkpoints import Checkpoints
+from flexavatar_jax.runs.templates import format_obj, load_template
 
 UNUSED_FILE = "published_unused.safetensors"
 """Beside an imported checkpoint: published tensors without effect, kept for the way back."""
@@ -98,33 +100,31 @@ def import_checkpoint(
     for the published number of parameters.
 
     Raises:
-      FileNotFoundError: an input that isn't there.
-      FileExistsError: `out` is there already.
-      ValueError: an input that is damaged or of another model; nothing is left at `out`.
+      UserError: an input that isn't there.
+      UserError: `out` is there already.
+      UserError: an input that is damaged or of another model; nothing is left at `out`.
     """
     out = epath.Path(out)
     if out.exists():
-        raise FileExistsError(f"--out {out} exists already; choose another folder or move it away")
+        raise UserError(f"--out {out} exists already; choose another folder or move it away")
     config = flex1.get_config()
     config.model = read_model_config(model_config)
     config.model.dtype = dtype
-    mesh = load_template(os.fspath(template))
-    abstract = abstract_params(config.model, mesh)
+    head = load_template(os.fspath(template))
+    abstract = abstract_params(config.model, head)
     published = select_tensors(
         read_tensors(checkpoint), published_shapes(config.model, flatten(abstract)), checkpoint
     )
     for name in published:
         if name.endswith("resample_filter") and not np.allclose(published[name], RESAMPLE_FILTER):
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint}: {name} is not outer([1,3,3,1],[1,3,3,1])/64, the only filter known"
             )
     unused = {name: published.pop(name) for name in unused_shapes(config.model)}
     params = adopt(published, abstract, config.model)
     with _written_whole(out) as folder:
-        write_atomically(folder / "template.obj", mesh.to_obj())
-        write_atomically(
-            folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True)
-        )
+        write(folder / "template.obj", format_obj(head))
+        write(folder / "config.json", config.to_json_best_effort(indent=2, sort_keys=True))
         save_file(unused, folder / UNUSED_FILE)
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             checkpoints.save(0, params)
@@ -151,36 +151,34 @@ def read_model_config(path: epath.PathLike) -> ml_collections.ConfigDict:
     configs/flex1.py.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON, a field missing, or a value that this code does not implement.
+      UserError: no such file.
+      UserError: not JSON, a field missing, or a value that this code does not implement.
     """
     file = epath.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"--model-config: no file {path}")
+        raise UserError(f"--model-config: no file {path}", status=TRY_AGAIN)
     try:
         published = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
 
     def field(name: str) -> Any:
         value = published
         for part in name.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise ValueError(
-                    f"{path} has no field {name}; give the published model_config.json"
-                )
+                raise UserError(f"{path} has no field {name}; give the published model_config.json")
             value = value[part]
         return value
 
     def size(name: str) -> int:
         value = field(name)
         if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {name} must be a positive whole number, not {value!r:.40}")
+            raise UserError(f"{path}: {name} must be a positive whole number, not {value!r:.40}")
         return value
 
     for name, expected in REQUIRED.items():
         if field(name) != expected:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name} is {field(name)!r:.40}; only {expected!r} is implemented"
             )
     model = flex1.get_config().model
@@ -189,13 +187,13 @@ def read_model_config(path: epath.PathLike) -> ml_collections.ConfigDict:
     model.image_size = model.patch_size * size("head_transformer.res_image_tokens")
     upscale = size("gaussian_decoder.upscale_uv_texture")
     if upscale != 2 ** len(model.upsampler_channels):
-        raise ValueError(
+        raise UserError(
             f"{path}: gaussian_decoder.upscale_uv_texture is {upscale}; only "
             f"{2 ** len(model.upsampler_channels)} is implemented"
         )
     model.sample_grid = model.head_tokens * upscale * size("gaussian_decoder.oversampling_factor")
     if type(field("use_feature_projection")) is not bool:
-        raise ValueError(f"{path}: use_feature_projection must be true or false")
+        raise UserError(f"{path}: use_feature_projection must be true or false")
     model.dino = field("use_feature_projection")
     return model
 
@@ -204,17 +202,17 @@ def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
     """All arrays in a .safetensors, a .npz or a torch.save file; nested names joined by dots.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is damaged, or that holds more than tensors and containers.
+      UserError: no such file.
+      UserError: a file that is damaged, or that holds more than tensors and containers.
     """
     file = epath.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
+        raise UserError(f"no checkpoint {path}", status=TRY_AGAIN)
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
         except (SafetensorError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged or not a safetensors file ({error}); fetch it again"
             ) from None
     if file.suffix == ".npz":
@@ -222,7 +220,7 @@ def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged or not an .npz of plain arrays ({error}); fetch it again"
             ) from None
     return dict(_leaves(load_torch_file(file)))
@@ -245,7 +243,7 @@ def select_tensors(
     (an optimiser's state) is left alone, what lies in it must be the model's.
 
     Raises:
-      ValueError: tensors missing, too many, or of another shape or kind; all of them by name.
+      UserError: tensors missing, too many, or of another shape or kind; all of them by name.
     """
     # torch.compile puts this into the names of what it wraps.
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
@@ -256,12 +254,12 @@ def select_tensors(
         if suffix in shapes
     ).most_common(2)
     if not prefixes:
-        raise ValueError(
+        raise UserError(
             f"{source} holds no tensor of FLEX-1 (such as {next(iter(shapes))}); is it its "
             "checkpoint?"
         )
     if len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]:
-        raise ValueError(
+        raise UserError(
             f"{source} holds the model twice, under {prefixes[0][0]!r} and {prefixes[1][0]!r}; "
             "save one of them alone"
         )
@@ -286,7 +284,7 @@ def select_tensors(
         listed = "; ".join(
             f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items()
         )
-        raise ValueError(f"{source} does not fit the model of --model-config: {listed}")
+        raise UserError(f"{source} does not fit the model of --model-config: {listed}")
     return {name: np.asarray(found[name], np.float32) for name in shapes}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_pipelines.files import writing
 from data_pipelines.procedural.contact_sheet import contact_sheet
 
 
@@ -23,10 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         sheet = contact_sheet(args.people, args.size, args.seed)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = args.out.with_name(args.out.name + ".tmp")
-        Image.fromarray(sheet).save(unfinished, format="PNG")
-        unfinished.replace(args.out)
+        with writing(args.out) as unfinished:
+            Image.fromarray(sheet).save(unfinished, format="PNG")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

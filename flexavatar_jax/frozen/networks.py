@@ -30,8 +30,8 @@ def load_frozen_networks(config: ConfigDict) -> FrozenNetworks:
     They compute in `model.dtype`, as the model does.
 
     Raises:
-      FileNotFoundError: no weights there; says what to fetch, and which field turns it off.
-      ValueError: not that network's weights; names the tensor.
+      UserError: no weights there; says what to fetch, and which field turns it off.
+      UserError: not that network's weights; names the tensor.
     """
     dtype, paths = jnp.dtype(config.model.dtype), config.frozen
     return FrozenNetworks(

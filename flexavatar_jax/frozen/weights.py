@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from data_pipelines.errors import TRY_AGAIN, UserError
+
 
 class Source(NamedTuple):
     """Whence weights come, in the words of the message that a user without them gets."""
@@ -41,25 +43,27 @@ def read_weights(
     left alone.
 
     Raises:
-        FileNotFoundError: no file at `path`; says what to fetch, or how to do without.
-        ValueError: not the network's weights, or cut short; names the tensor.
+        UserError: no file at `path`; says what to fetch, or how to do without.
+        UserError: not the network's weights, or cut short; names the tensor.
     """
     get = f"download model.safetensors of {source.repository} from Hugging Face"
     without = f"set {source.off} to do without it"
     if not os.fspath(path):
-        raise FileNotFoundError(f"{source.field} is empty: {get} and give its path, or {without}")
+        raise UserError(f"{source.field} is empty: {get} and give its path, or {without}")
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{source.field}: no file {file}: {get} to there, or {without}")
+        raise UserError(
+            f"{source.field}: no file {file}: {get} to there, or {without}", status=TRY_AGAIN
+        )
     try:
         with safe_open(file, framework="numpy") as tensors:
             names = {_canonical(name, shapes): name for name in tensors.keys()}  # noqa: SIM118
             for name, shape in shapes.items():
                 if name not in names:
-                    raise ValueError(f"{file}: tensor {name} is missing: {get} again")
+                    raise UserError(f"{file}: tensor {name} is missing: {get} again")
                 found = tuple(tensors.get_slice(names[name]).get_shape())
                 if found != tuple(shape):
-                    raise ValueError(
+                    raise UserError(
                         f"{file}: tensor {names[name]} has shape {list(found)} where "
                         f"{source.repository} has {list(shape)}: {get}"
                     )
@@ -67,7 +71,7 @@ def read_weights(
     except SafetensorError as error:
         where = _first_cut_tensor(file)
         what = f"tensor {where} is cut short" if where else "not a safetensors file"
-        raise ValueError(f"{file}: {what} ({error}): {get} again") from error
+        raise UserError(f"{file}: {what} ({error}): {get} again") from error
 
 
 def _canonical(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

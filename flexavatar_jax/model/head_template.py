@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float, Int
 
-from data_pipelines.head_mesh import Mesh, template_mesh
 from flexavatar_jax.model.resampling import interpolation_matrix
 
 MIN_COVERAGE = 0.99
@@ -48,14 +45,24 @@ class SamplePoints(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadTemplate:
-    """A UV-mapped triangle mesh in the head frame (metres). Compared and hashed by identity."""
+    """A UV-mapped triangle mesh in the head frame. Compared and hashed by identity.
 
-    mesh: Mesh
+    Attributes:
+      vertices: metres.
+      uvs: in the unit square; v is not flipped: texel row i of r is at v = (i + .5) / r.
+      faces: vertex numbers.
+      face_uvs: numbers of the corners' texture coordinates.
+    """
+
+    vertices: Float[np.ndarray, "V 3"]
+    uvs: Float[np.ndarray, "T 2"]
+    faces: Int[np.ndarray, "F 3"]
+    face_uvs: Int[np.ndarray, "F 3"]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a process has one template or two)
     def position_map(self, resolution: int) -> PositionMap:
         """Positions at the texel centres uv = ((j + .5) / r, (i + .5) / r) of row i, column j."""
-        return rasterize_uv(self.mesh, resolution)
+        return rasterize_uv(self, resolution)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def sample_points(self, resolution: int, grid: int) -> SamplePoints:
@@ -77,81 +84,8 @@ class HeadTemplate:
         positions = sampled.reshape(-1, 3)[index].astype(np.float32)
         return SamplePoints(index.astype(np.int32), positions)
 
-    def to_obj(self) -> str:
-        """The mesh as Wavefront OBJ text; `load_template` reads back the same numbers."""
-        lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in self.mesh.vertices.tolist()]
-        lines += [f"vt {u!r} {v!r}" for u, v in self.mesh.uvs.tolist()]
-        corners = np.stack([self.mesh.faces, self.mesh.face_uvs], axis=-1) + 1
-        lines += [
-            "f " + " ".join(f"{vertex}/{uv}" for vertex, uv in face) for face in corners.tolist()
-        ]
-        return "\n".join(lines) + "\n"
 
-
-def load_template(path: str | os.PathLike[str] = "") -> HeadTemplate:
-    """The template in the OBJ file at `path`, or (empty path) the project's own head.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not an OBJ with texture coordinates.
-    """
-    if not os.fspath(path):
-        return HeadTemplate(template_mesh())
-    file = epath.Path(path)
-    if not file.exists():
-        raise FileNotFoundError(
-            f"no head template {path}; config.model.template must name an OBJ file with texture "
-            "coordinates, or be empty for the project's own head"
-        )
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not an OBJ file (it is not text)") from None
-    return HeadTemplate(parse_obj(text, os.fspath(path)))
-
-
-def parse_obj(text: str, name: str) -> Mesh:
-    """Vertices, texture coordinates and faces of Wavefront OBJ text; polygons become fans.
-
-    Args:
-      text: the file's contents; statements other than v, vt and f are skipped.
-      name: what errors call the file.
-
-    Raises:
-      ValueError: a malformed line, a face without texture coordinates or with an index out of
-        range, or no face at all.
-    """
-    vertices: list[list[float]] = []
-    uvs: list[list[float]] = []
-    faces: list[list[tuple[int, int]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        kind, *values = line.split("#", 1)[0].split() or [""]
-        try:
-            if kind == "v":
-                x, y, z = map(float, values[:3])
-                vertices.append([x, y, z])
-            elif kind == "vt":
-                u, v = map(float, values[:2])
-                uvs.append([u, v])
-            elif kind == "f":
-                corners = [_corner(value, len(vertices), len(uvs)) for value in values]
-                faces += [[corners[0], *corners[i : i + 2]] for i in range(1, len(corners) - 1)]
-        except (ValueError, IndexError):
-            raise ValueError(
-                f"{name}, line {number}: {line.strip()[:60]!r} is not what a head template needs; "
-                "vertices have 3 numbers, texture coordinates 2, and each corner of a face is "
-                "VERTEX/TEXTURE with indices of earlier lines"
-            ) from None
-    if not faces:
-        raise ValueError(f"{name} holds no faces; a head template is an OBJ mesh with UVs")
-    corners = np.array(faces, np.int64)
-    mesh = Mesh(np.array(vertices), np.array(uvs), corners[..., 0], corners[..., 1])
-    if not (np.isfinite(mesh.vertices).all() and np.isfinite(mesh.uvs).all()):
-        raise ValueError(f"{name} has coordinates that are not finite numbers")
-    return mesh
-
-
-def rasterize_uv(mesh: Mesh, resolution: int) -> PositionMap:
+def rasterize_uv(mesh: HeadTemplate, resolution: int) -> PositionMap:
     """Rasterises a mesh into UV space at texel centres, v not flipped.
 
     A texel belongs to the *first* face that contains its centre, edges included.
@@ -178,15 +112,3 @@ def rasterize_uv(mesh: Mesh, resolution: int) -> PositionMap:
 
 def _cross(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]
-
-
-def _corner(text: str, vertices: int, uvs: int) -> tuple[int, int]:
-    """Zero-based vertex and texture index of a corner such as 7/3/2; negative: from the end."""
-    numbers = [int(part) for part in text.split("/")[:2]]
-    resolved = []
-    for number, count in zip(numbers, (vertices, uvs), strict=True):
-        index = number - 1 if number > 0 else count + number
-        if not 0 <= index < count or number == 0:
-            raise IndexError(number)
-        resolved.append(index)
-    return resolved[0], resolved[1]

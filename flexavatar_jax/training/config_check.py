@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_SIZE
 from kernels.rasterizer import BACKENDS
 
@@ -124,43 +125,43 @@ RULES = {
 def check_config(config: ConfigDict) -> None:
     """
     Raises:
-      ValueError: a field is missing, or is not what RULES say; names it, and what was expected.
+      UserError: a field is missing, or is not what RULES say; names it, and what was expected.
     """
     for field, rule in RULES.items():
         value: Any = config
         for name in field.split("."):
             if name not in value:
-                raise ValueError(f"config.{field} is missing; it must be {rule.expected}")
+                raise UserError(f"config.{field} is missing; it must be {rule.expected}")
             value = value[name]
         if not rule.holds(value):
-            raise ValueError(f"config.{field} is {value!r}; it must be {rule.expected}")
+            raise UserError(f"config.{field} is {value!r}; it must be {rule.expected}")
     if config.model.image_size != config.data.image_size:
-        raise ValueError(
+        raise UserError(
             f"config.model.image_size ({config.model.image_size}) and config.data.image_size "
             f"({config.data.image_size}) must be the same: the model sees the data's images"
         )
     loss, optimizer = config.loss, config.optimizer
     if not any((loss.l1, loss.mse, loss.ssim)):
         if not any((loss.dino, loss.sam)):
-            raise ValueError("every weight of config.loss is 0; give one of l1, mse, ssim a weight")
+            raise UserError("every weight of config.loss is 0; give one of l1, mse, ssim a weight")
         if loss.perceptual_start:
-            raise ValueError(
+            raise UserError(
                 "config.loss asks for nothing before dino and sam set in, at perceptual_start = "
                 f"{loss.perceptual_start}; give one of l1, mse, ssim a weight, or start at 0"
             )
     warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
     if decay and decay <= warmup:
-        raise ValueError(
+        raise UserError(
             f"config.optimizer.decay_steps ({decay}) must be more than warmup_steps ({warmup}), "
             "which it includes, or 0 for a constant rate"
         )
     if decay and config.steps > decay and not optimizer.final_learning_rate:
-        raise ValueError(
+        raise UserError(
             f"config.steps ({config.steps}) is more than config.optimizer.decay_steps ({decay}), "
             "from where on the learning rate is 0; raise decay_steps or final_learning_rate"
         )
     if optimizer.final_learning_rate and not decay:
-        raise ValueError(
+        raise UserError(
             f"config.optimizer.final_learning_rate ({optimizer.final_learning_rate}) is never "
             "reached with decay_steps = 0, a constant rate; give decay_steps, or 0 for both"
         )

@@ -20,7 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from flexavatar_jax.runs.checkpoints import write_atomically
+from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.files import write
 
 
 class MetricLog:
@@ -33,7 +34,7 @@ class MetricLog:
       silent: write and print nothing.
 
     Raises (here and when something is recorded):
-      OSError: the folder cannot be written.
+      UserError: the folder cannot be written.
     """
 
     def __init__(self, workdir: epath.PathLike, *, step: int, steps: int, silent: bool = False):
@@ -71,7 +72,7 @@ class MetricLog:
         parts = [summary.scalar(name, value) for name, value in values.items()]
         with self._writing():
             self._event(Event(step=step, summary=Summary(value=[p.value[0] for p in parts])))
-            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+            write(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def images(self, step: int, name: str, rows: np.ndarray) -> None:
@@ -96,11 +97,13 @@ class MetricLog:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise OSError(
+        except (OSError, UserError) as error:
+            cause = error.__cause__ or error
+            raise UserError(
                 f"the run's metrics cannot be written to {self._path.parent} "
-                f"({error.strerror or error}); mend that, and the same command goes on from the "
-                "last checkpoint"
+                f"({cause.strerror or cause}); mend that, and the same command goes on from the "
+                "last checkpoint",
+                status=TRY_AGAIN,
             ) from error
 
 

@@ -17,6 +17,8 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from data_pipelines.errors import UserError
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -40,19 +42,19 @@ def make_mesh(
     then `fsdp`.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or need slices split.
+      UserError: the sizes do not multiply to the number of devices, or need slices split.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     given = int(np.prod([n for n in sizes.values() if n != -1]))
     free = [axis for axis, n in sizes.items() if n == -1]
     if len(free) > 1 or any(n == 0 or n < -1 for n in sizes.values()):
-        raise ValueError(f"config.mesh {sizes} must have positive sizes and at most one -1")
+        raise UserError(f"config.mesh {sizes} must have positive sizes and at most one -1")
     if free and len(devices) % given == 0:
         sizes[free[0]] = len(devices) // given
     shape = tuple(sizes.values())
     if -1 in shape or int(np.prod(shape)) != len(devices):
-        raise ValueError(
+        raise UserError(
             f"config.mesh (data, fsdp, tensor) = ({data}, {fsdp}, {tensor}) does not fit "
             f"{len(devices)} devices; the sizes must multiply to that number (-1: what is left)"
         )
@@ -68,7 +70,7 @@ def _lay_out(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.n
     over_data = math.gcd(shape[0], slices)
     across = (over_data, slices // over_data, 1)
     if shape[1] % across[1]:
-        raise ValueError(
+        raise UserError(
             f"config.mesh (data, fsdp, tensor) = {shape} does not fit {len(devices)} devices in "
             f"{slices} nodes or slices: data times fsdp must be a multiple of {slices}"
         )
@@ -113,7 +115,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     Processes that lie along the tensor axis hold the same examples, so they read the same share.
 
     Raises:
-      ValueError: the devices of some processes overlap along the tensor axis without being the
+      UserError: the devices of some processes overlap along the tensor axis without being the
         same; says what to change.
     """
     rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
@@ -124,7 +126,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     ours = [i for i, group in enumerate(groups) if jax.process_index() in group]
     processes = sorted(process for group in groups for process in group)
     if processes != sorted(set(processes)) or len(set(groups.values())) > 1:
-        raise ValueError(
+        raise UserError(
             f"config.mesh.tensor = {mesh.shape['tensor']} does not fit this job's processes: each "
             "row along the tensor axis must lie in one process, or fill whole processes"
         )

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.augment import finish_batch
+from data_pipelines.errors import UserError
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.flexavatar import FlexAvatar
@@ -100,11 +101,11 @@ class TrainProgram:
     ) -> TrainProgram:
         """
         Raises:
-          ValueError: the batch cannot be split over the mesh.
+          UserError: the batch cannot be split over the mesh.
         """
         shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
         if config.batch % shards:
-            raise ValueError(
+            raise UserError(
                 f"config.batch = {config.batch} must be a multiple of {shards} "
                 "(mesh.data x mesh.fsdp x accumulate), so that every device gets whole examples"
             )

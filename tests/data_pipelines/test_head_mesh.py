@@ -85,20 +85,6 @@ def test_neighbouring_texels_are_neighbours_on_the_head():
         assert np.linalg.norm(np.diff(points, axis=axis), axis=-1).max() < 0.025
 
 
-def test_obj_holds_the_mesh(mesh, tmp_path):
-    path = tmp_path / "head.obj"
-    head_mesh.write_obj(path)
-    rows = [line.split() for line in path.read_text().splitlines()]
-    vertices = np.array([row[1:] for row in rows if row[0] == "v"], float)
-    uvs = np.array([row[1:] for row in rows if row[0] == "vt"], float)
-    corners = np.array([[c.split("/") for c in row[1:]] for row in rows if row[0] == "f"], int)
-    np.testing.assert_allclose(vertices, mesh.vertices, atol=1e-6)
-    np.testing.assert_allclose(uvs, mesh.uvs, atol=1e-6)
-    np.testing.assert_array_equal(corners[..., 0] - 1, mesh.faces)
-    np.testing.assert_array_equal(corners[..., 1] - 1, mesh.face_uvs)
-    assert [p.name for p in tmp_path.iterdir()] == ["head.obj"]
-
-
 def test_shape_parameters_change_what_they_name():
     v = np.linspace(0, 1, 200)
     u = np.full_like(v, 0.5)

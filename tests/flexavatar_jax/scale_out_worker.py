@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.frozen.networks import FrozenNetworks
-from flexavatar_jax.model.head_template import load_template
 from flexavatar_jax.planning.hlo import collectives
+from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.train import place
 from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import TrainProgram

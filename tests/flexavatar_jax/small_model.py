@@ -43,7 +43,7 @@ def small_config(**changes) -> ConfigDict:
 
 @functools.cache
 def small_template() -> HeadTemplate:
-    return HeadTemplate(template_mesh(columns=12, rows=8))
+    return HeadTemplate(*template_mesh(columns=12, rows=8))
 
 
 def rule_model(salt: str, config: ConfigDict | None = None) -> tuple[FlexAvatar, Reference]:
@@ -52,7 +52,7 @@ def rule_model(salt: str, config: ConfigDict | None = None) -> tuple[FlexAvatar,
     graph, abstract, shapes = _structure(config.to_json())
     weights = rule_weights(shapes, salt)
     model = nnx.merge(graph, adopt(dict(weights), abstract, config))
-    return model, Reference(weights, config, *small_template().mesh)
+    return model, Reference(weights, config, *template_mesh(columns=12, rows=8))
 
 
 @functools.cache

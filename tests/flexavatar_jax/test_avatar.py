@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.errors import UserError
 from flexavatar_jax import avatar
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
-from flexavatar_jax.avatars.video import write_animation
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.train import train
 from kernels import rasterizer
 
@@ -41,7 +42,7 @@ def animator(run):
 def views(animator, expressions=3, cameras=3, Ks=3):
     """Arguments of `Animator.render`: so many of each."""
     code = animator.encode(
-        np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), np.eye(4), np.eye(3)
+        np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 255, np.uint8), np.eye(4), np.eye(3)
     )
     cam2head, K = np.eye(4), np.eye(3)
     cam2head[2, 3], cam2head[1, 1], cam2head[2, 2] = 1, -1, -1
@@ -67,23 +68,12 @@ def test_an_image_that_lacks_gaussians_is_an_error(animator, monkeypatch):
         animator.render(*views(animator))
 
 
-def test_animations_are_written_whole_as_mp4_and_gif(tmp_path):
-    frames = np.zeros((3, 17, 16, 3), np.uint8)
-    frames[1] = 255
-    written = write_animation(tmp_path / "clip.mp4", frames, fps=10)
-    assert [path.suffix for path in written] == [".mp4", ".gif"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4"]
-    with Image.open(tmp_path / "clip.gif") as gif:
-        assert (gif.n_frames, gif.size) == (3, (16, 17))
-
-
 def test_a_real_portrait_is_rendered_all_the_way_round(run, shared_dir, tmp_path):
     portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
     command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--frames", "4"]
     avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
     with Image.open(tmp_path / "orbit.gif") as gif:
-        assert gif.size == (32, 32)
-    assert (tmp_path / "orbit.mp4").stat().st_size > 0
+        assert (gif.size, gif.n_frames) == ((32, 32), 4)
 
 
 def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
@@ -91,7 +81,7 @@ def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
     driving = shared_dir / "real" / "driving" / "EMO-1-shout+laugh"
     command = ["render", "--workdir", str(run), "--portrait", str(portrait)]
     avatar.main([*command, "--driving", str(driving), "--out", str(tmp_path / "driven.mp4")])
-    assert (tmp_path / "driven.gif").exists()
+    assert (tmp_path / "driven.mp4").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +120,7 @@ def test_a_portrait_is_the_file_that_was_given(shared_dir):
     """Tracking goes by the name: that of NAME.jpg is not taken for any NAME."""
     given = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
     assert avatar.find_portrait(str(given)).image.shape == (512, 512, 3)
-    with pytest.raises(FileNotFoundError, match=r"--portrait .*marble_sculpture.png: no such file"):
+    with pytest.raises(UserError, match=r"--portrait .*marble_sculpture.png: no such file"):
         avatar.find_portrait(str(given.with_suffix(".png")))
 
 
@@ -163,7 +153,7 @@ def test_two_pictures_of_a_name_are_not_taken_for_each_other(tmp_path):
 def test_weights_for_which_the_model_has_no_use_are_named(run, shared_dir, tmp_path, capsys):
     portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
     command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--dinov2", "no.file"]
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit):
         avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
     assert "error: --dinov2 no.file: the model of" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from data_pipelines.errors import UserError
 from flexavatar_jax import cli
 
 MISTAKES = {
@@ -128,10 +129,10 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):
     cli.check_out(tmp_path / "new.txt")
     cli.check_out(tmp_path / "new" / "new.txt", create=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["new"]
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         cli.check_out(tmp_path / "none" / "new.txt")
-    with pytest.raises(OSError, match=r"--out .* is a folder"):
+    with pytest.raises(UserError, match=r"--out .* is a folder"):
         cli.check_out(tmp_path / "new")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"--out .*file/new.txt cannot be written \("):
+    with pytest.raises(UserError, match=r"--out .*file/new.txt cannot be written \("):
         cli.check_out(tmp_path / "file" / "new.txt", create=True)

@@ -10,7 +10,8 @@ from test_import_flex1 import files, published  # noqa: F401 (fixtures)
 
 from flexavatar_jax.export_flex1 import export_checkpoint, main
 from flexavatar_jax.import_flex1 import UNUSED_FILE
-from flexavatar_jax.runs.checkpoints import Checkpoints, load_model
+from flexavatar_jax.runs.checkpoints import Checkpoints
+from flexavatar_jax.runs.loading import load_model
 
 
 @pytest.fixture

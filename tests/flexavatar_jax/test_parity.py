@@ -15,7 +15,7 @@ from flexavatar_jax import check_parity
 from flexavatar_jax.check_parity import Result, check_model, import_rule_model, main, read_case
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.render import render
-from flexavatar_jax.runs.checkpoints import load_model
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.training.losses import psnr
 
 

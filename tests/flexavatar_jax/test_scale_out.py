@@ -18,7 +18,8 @@ from experiment_file import write_experiment
 from flax import nnx
 
 from flexavatar_jax.planning.hlo import Collective
-from flexavatar_jax.runs.checkpoints import Checkpoints, load_model
+from flexavatar_jax.runs.checkpoints import Checkpoints
+from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.train import PREEMPTED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,8 +15,10 @@ import pytest
 from experiment_file import write_experiment
 from flax import nnx
 
-from flexavatar_jax.cli import LastingError
-from flexavatar_jax.runs.checkpoints import Checkpoints, load_model, read_config
+from data_pipelines.errors import UserError
+from flexavatar_jax.runs.checkpoints import Checkpoints
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
 from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
 from flexavatar_jax.training.metric_log import read_metrics
 
@@ -91,7 +93,7 @@ def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
         train(tiny_config, tmp_path / "run")
     tiny_config.model.num_heads = 2
     tiny_config.data.root = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -133,7 +135,7 @@ def test_weights_of_another_model_are_no_start(tiny_config, tmp_path):
     train(tiny_config, tmp_path / "a")
     tiny_config.init_from = str(tmp_path / "a")
     tiny_config.model.head_tokens = 8
-    with pytest.raises(LastingError, match=r"config\.model\.head_tokens is 4, not 8"):
+    with pytest.raises(UserError, match=r"config\.model\.head_tokens is 4, not 8"):
         train(tiny_config, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -147,7 +149,7 @@ def test_an_import_is_started_from_and_never_trained_in(tiny_config, tmp_path):
     checkpoints.save(0, nnx.state(model, nnx.Param))
     checkpoints.wait()
     checkpoints.close()
-    with pytest.raises(LastingError, match=r"imported weights.*--config\.init_from="):
+    with pytest.raises(UserError, match=r"imported weights.*--config\.init_from="):
         train(tiny_config, tmp_path / "import")
     tiny_config.init_from = str(tmp_path / "import")
     assert train(tiny_config, tmp_path / "run") == 0
@@ -167,7 +169,7 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
 def test_too_little_room_is_told_before_a_checkpoint_is_begun(tiny_config, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(OSError, match=r"takes .* GiB and .*checkpoints has .* GiB free"):
+    with pytest.raises(UserError, match=r"takes .* GiB and .*checkpoints has .* GiB free"):
         train(tiny_config, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from data_pipelines.errors import UserError
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_frozen_networks
 from flexavatar_jax.frozen.weights import Source, read_weights
 
@@ -55,7 +56,7 @@ def test_half_precision_files_become_float32(tmp_path, tensors):
 @pytest.mark.parametrize("path", ["", "nowhere", "."])
 def test_missing_weights_say_what_to_fetch_and_how_to_do_without(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         read(path)
     for word in ("someone/some-network", "model.safetensors", SOURCE.field, SOURCE.off):
         assert word in str(error.value)
@@ -121,6 +122,6 @@ def test_networks_that_are_off_need_no_weights():
     ],
 )
 def test_a_network_that_is_on_asks_for_its_own_weights(on, words):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         load_frozen_networks(config(**on))
     assert all(word in str(error.value) for word in words)

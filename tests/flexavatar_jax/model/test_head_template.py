@@ -1,11 +1,13 @@
 """The head template: which texel shows which point, and where Gaussians sit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from numpy_reference import uv_position_map
 
-from data_pipelines.head_mesh import Mesh, template_mesh
-from flexavatar_jax.model.head_template import HeadTemplate, load_template, parse_obj, rasterize_uv
+from flexavatar_jax.model.head_template import HeadTemplate, rasterize_uv
+from flexavatar_jax.runs.templates import load_template, parse_obj
 
 SQUARE = """
 v 0 0 0
@@ -35,8 +37,8 @@ def test_the_first_face_of_several_wins_and_uncovered_texels_are_zero():
     # A square over the left 0.6 of the map, and a second one over the whole lower half.
     uvs = np.array([*left, [0.0, 0.5], [0.8, 0.5], [0.8, 1.0], [0.0, 1.0]])
     vertices = np.repeat([[1.0, 1, 1], [2.0, 2, 2]], 4, axis=0)
-    first = rasterize_uv(Mesh(vertices, uvs, faces, faces), 10)
-    last = rasterize_uv(Mesh(vertices, uvs, faces[::-1], faces[::-1]), 10)
+    first = rasterize_uv(HeadTemplate(vertices, uvs, faces, faces), 10)
+    last = rasterize_uv(HeadTemplate(vertices, uvs, faces[::-1], faces[::-1]), 10)
     np.testing.assert_allclose(first.positions[7, [2, 7, 9]], [[1] * 3, [2] * 3, [0] * 3])
     np.testing.assert_allclose(last.positions[7, [2, 7, 9]], [[2] * 3, [2] * 3, [0] * 3])
     assert first.covered[7].tolist() == [True] * 8 + [False] * 2
@@ -50,10 +52,12 @@ def test_overlapping_random_triangles_are_rasterised_by_definition():
     uvs[::2] = (rng.integers(0, 12, (15, 2)) + 0.5) / 12
     faces = rng.integers(0, 30, (25, 3))
     faces[3] = [4, 4, 5]  # no area
-    mesh = Mesh(rng.standard_normal((30, 3)), uvs, faces, faces)
+    mesh = HeadTemplate(rng.standard_normal((30, 3)), uvs, faces, faces)
     # The same triangles, so scaled that both codes compute without rounding where it matters.
     positions, covered = rasterize_uv(mesh, 12)
-    expected, expected_covered = uv_position_map(*mesh, 12)
+    expected, expected_covered = uv_position_map(
+        mesh.vertices, mesh.uvs, mesh.faces, mesh.face_uvs, 12
+    )
     decided = ~on_an_edge(mesh, 12)
     assert decided.mean() > 0.5
     np.testing.assert_array_equal(covered[decided], expected_covered[decided])
@@ -77,12 +81,12 @@ def test_edges_and_corners_belong_to_a_face():
     """Texel centres exactly on an edge, in coordinates that binary numbers hold exactly."""
     uvs = np.array([[1, 1], [7, 1], [1, 7]]) / 8  # centres of a 4 x 4 map: 1/8, 3/8, 5/8, 7/8
     faces = np.array([[0, 1, 2]])
-    covered = rasterize_uv(Mesh(np.eye(3), uvs, faces, faces), 4).covered
+    covered = rasterize_uv(HeadTemplate(np.eye(3), uvs, faces, faces), 4).covered
     assert covered.tolist() == [[x + y <= 3 for x in range(4)] for y in range(4)]
 
 
 def test_sample_points_are_row_major_and_on_the_surface():
-    template = HeadTemplate(parse_obj(SQUARE, "square"))
+    template = parse_obj(SQUARE, "square")
     points = template.sample_points(8, 6)
     # The outermost points of the grid lie on the map's edge and mix with the uncovered outside.
     inner = [row * 6 + column for row in range(1, 5) for column in range(1, 5)]
@@ -105,53 +109,7 @@ def test_the_projects_own_head_fills_its_map():
     assert np.abs(points.positions).max() < 0.25
 
 
-def test_obj_text_comes_back_as_the_same_mesh():
-    mesh = template_mesh(columns=8, rows=6)
-    for array, expected in zip(parse_obj(HeadTemplate(mesh).to_obj(), "x"), mesh, strict=True):
-        np.testing.assert_array_equal(array, expected)
-
-
-def test_obj_statements_that_exporters_write():
-    text = (
-        "mtllib a.mtl\no head\nvn 0 0 1\n"
-        + SQUARE.split("f ")[0]
-        + "s off # comment\nf -4/1/1 -3/2/1 -2/3/1 -1/4/1\n"
-    )
-    mesh = parse_obj(text, "quad")
-    assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
-    assert mesh.face_uvs.tolist() == [[0, 1, 2], [0, 2, 3]]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (SQUARE + "f 1 2 3\n", "line 12: 'f 1 2 3'"),
-        (SQUARE + "f 1/1 2/2 9/1\n", "line 12"),
-        (SQUARE + "f 0/1 2/2 3/1\n", "line 12"),
-        ("v 1 2\n", "line 1"),
-        ("v 1 2 nan\nvt 0 0\nf 1/1 1/1 1/1\n", "not finite"),
-        ("v 1 2 3\n", "no faces"),
-        ("", "no faces"),
-    ],
-)
-def test_a_broken_obj_is_named(tmp_path, text, sentence):
-    path = tmp_path / "head.obj"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"head\.obj") as error:
-        load_template(path)
-    assert sentence in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_missing_or_binary_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.obj.*config\.model\.template"):
-        load_template(tmp_path / "nowhere.obj")
-    (tmp_path / "picture.obj").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(ValueError, match="not text"):
-        load_template(tmp_path / "picture.obj")
-
-
 def test_uvs_beyond_the_unit_square_are_named():
     mesh = parse_obj(SQUARE, "square")
     with pytest.raises(ValueError, match="unit square"):
-        HeadTemplate(mesh._replace(uvs=mesh.uvs + 2)).sample_points(8, 6)
+        dataclasses.replace(mesh, uvs=mesh.uvs + 2).sample_points(8, 6)

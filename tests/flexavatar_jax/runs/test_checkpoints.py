@@ -3,9 +3,11 @@
 import pytest
 from flax import nnx
 
-from flexavatar_jax.runs.checkpoints import Checkpoints, claim_workdir, load_model, open_workdir
-from flexavatar_jax.model.head_template import load_template
 from flexavatar_jax.model.flexavatar import FlexAvatar
+from flexavatar_jax.runs.checkpoints import Checkpoints
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.templates import load_template
+from flexavatar_jax.runs.workdir import claim_workdir, open_workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

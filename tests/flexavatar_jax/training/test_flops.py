@@ -8,7 +8,7 @@ from flax import nnx
 from configs import flex1
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.flexavatar import FlexAvatar
-from flexavatar_jax.model.head_template import load_template
+from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training.flops import count, step_flops
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_pipelines.errors import UserError
 from flexavatar_jax.training.metric_log import MetricLog, read_metrics
 
 
@@ -58,6 +59,6 @@ def test_a_full_disk_is_told_at_once(tmp_path, full_disk):
     log = MetricLog(tmp_path, step=0, steps=9)
     log.scalars(1, {"loss": 1.0})
     full_disk()
-    with pytest.raises(OSError, match=f"metrics cannot be written to {tmp_path} "):
+    with pytest.raises(UserError, match=f"metrics cannot be written to {tmp_path} "):
         log.images(2, "preview", np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), "u1"))
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]

@@ -1,0 +1,81 @@
+"""Who is evaluated: test people, the frames to be predicted, and the sectors they are seen from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipelines.errors import UserError
+from data_pipelines.frame import Frame
+from data_pipelines.shards import PreparedSet
+
+SECTORS = ("front", "side", "back")
+
+
+class Person(NamedTuple):
+    """A test person: the only input, and the frames to be predicted."""
+
+    name: str
+    input: Frame
+    targets: list[Frame]
+
+
+def azimuth(cam2head: Float[np.ndarray, "4 4"]) -> float:
+    """Degrees by which the camera stands off the face's axis, to either side: 0 front, 180 back."""
+    x, _, z = cam2head[:3, 3]
+    return float(np.degrees(np.abs(np.arctan2(x, z))))
+
+
+def sector(cam2head: Float[np.ndarray, "4 4"]) -> str:
+    """front below 60 degrees of azimuth, back from 120 on, side between."""
+    angle = azimuth(cam2head)
+    return "front" if angle < 60 else "side" if angle < 120 else "back"
+
+
+def on_white(frame: Frame) -> Float[np.ndarray, "H W 3"]:
+    """A frame's foreground on white, RGB in [0, 1]."""
+    alpha = frame.mask[..., None].astype(np.float32) / 255
+    return frame.image.astype(np.float32) / 255 * alpha + (1 - alpha)
+
+
+def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:
+    """The first `people` of a test set, `images` targets each, spread over cameras and time."""
+    index = data.index
+    clips = {}
+    for clip, name in enumerate(index.person):
+        clips.setdefault(str(name), clip)
+    result = []
+    for name, clip in tqdm(list(clips.items())[:people], desc="reading test people", unit="person"):
+        records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
+        first = records[index.timestep[records] == index.timestep[records].min()]
+        source = min(
+            (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
+        )
+        chosen = records[spread(index.camera[records], index.timestep[records], images)]
+        targets = [data.frame(int(i), size) for i in chosen]
+        targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
+        if not targets:
+            raise UserError(
+                f"{data.folder} has one frame only of {name}, none of which is left to predict; "
+                "prepare a config.eval.dataset of more frames a person"
+            )
+        result.append(Person(name, source, targets))
+    return result
+
+
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+
+
+def spread(camera: np.ndarray, timestep: np.ndarray, wanted: int) -> np.ndarray:
+    """At most `wanted` of a clip's frames, evenly spaced over cameras and, in each, over time.
+
+    All cameras come where there are as many wanted. In the order frames are stored, moment by
+    moment, a stride would meet some cameras again and again and others never.
+    """
+    camera_by_camera = np.lexsort((timestep, camera))
+    return camera_by_camera[evenly_spaced(len(camera), wanted)]

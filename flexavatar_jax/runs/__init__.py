@@ -1,0 +1,1 @@
+"""A run's folder: config, head template, checkpoints; a model restored from it."""
