@@ -34,9 +34,9 @@ class Animator:
     """
 
     def __init__(self, loaded: LoadedModel, *, chunk: int = 4, backend: str = "auto"):
+        self.loaded, self.backend = loaded, backend
         self._graph, self._state = nnx.split(loaded.model.folded())
-        self._dinov2 = loaded.dinov2
-        self._chunk, self._backend = chunk, backend
+        self._chunk = chunk
         self.image_size = loaded.config.model.image_size
         self._code_shape = (loaded.config.model.head_tokens**2, loaded.config.model.width)
 
@@ -61,7 +61,7 @@ class Animator:
         seen = inputs.prepare_input(image, mask, self.image_size)
         inputs.check_camera(cam2head, K)
         arrays = [np.asarray(x, np.float32)[None] for x in (seen, cam2head, K)]
-        return np.asarray(_encode(self._graph, self._state, self._dinov2, *arrays)[0])
+        return np.asarray(_encode(self._graph, self._state, self.loaded.dinov2, *arrays)[0])
 
     def gaussians(
         self, code: Code, expressions: Float[np.ndarray, "E 135"], source: int = MULTI_VIEW
@@ -87,9 +87,9 @@ class Animator:
     def frames(
         self,
         code: Code,
-        expressions: Float[np.ndarray, "E 135"],
-        cam2head: Float[np.ndarray, "E 4 4"],
-        K: Float[np.ndarray, "E 3 3"],
+        expressions: Float[np.ndarray, "E 135"] | Float[np.ndarray, "135"],
+        cam2head: Float[np.ndarray, "E 4 4"] | Float[np.ndarray, "4 4"],
+        K: Float[np.ndarray, "E 3 3"] | Float[np.ndarray, "3 3"],
         *,
         size: int | None = None,
         background: tuple[float, float, float] | None = WHITE,
@@ -98,7 +98,8 @@ class Animator:
         """Yields an image for each expression and its camera; a chunk at a time is in memory.
 
         Args:
-          code: one avatar code, or one for each image.
+          code, expressions, cam2head, K: one for each image, or a single one for all; cameras are
+            in the canonical head frame (OpenCV axes, metres), `K` divided by the image size.
           size: pixels a side, by default the model's.
           background: RGB in [0, 1]; None for transparent: images then have a fourth channel, their
             alpha, which the colours are not multiplied by.
@@ -112,6 +113,7 @@ class Animator:
             range; an unknown source; a size below 1.
           ValueError (while it runs): Gaussians that found no room in an image.
         """
+        expressions, cam2head, K = _for_each_image(code, expressions, cam2head, K)
         expressions = inputs.check_expressions(expressions)
         counts = len(expressions), len(cam2head), len(K)
         if len(set(counts)) > 1:
@@ -141,7 +143,7 @@ class Animator:
             gaussians = _decode(self._graph, self._state, code[part], expressions[part], source)
             # Not under jit: the rasterizer then counts the room that it needs.
             out = render(
-                gaussians, cam2head[part], K[part], behind, size=size, backend=self._backend
+                gaussians, cam2head[part], K[part], behind, size=size, backend=self.backend
             )
             if missing := int(jnp.sum(out.overflow[:count])):
                 raise ValueError(
@@ -170,6 +172,17 @@ class Animator:
         if not np.isfinite(code).all():
             raise UserError("the avatar code holds numbers that are not finite")
         return np.broadcast_to(code, (count, *self._code_shape))
+
+
+def _for_each_image(code: Code, *tracking: np.ndarray) -> list[np.ndarray]:
+    """Expressions, cameras and intrinsics, single ones repeated for as many as there are others."""
+    single = [np.ndim(x) == n for x, n in zip(tracking, (1, 2, 2), strict=True)]
+    counts = [len(x) for x, one in zip(tracking, single, strict=True) if not one]
+    count = counts[0] if counts else len(code) if np.ndim(code) == 3 else 1
+    return [
+        np.repeat(np.asarray(x)[None], count, axis=0) if one else np.asarray(x)
+        for x, one in zip(tracking, single, strict=True)
+    ]
 
 
 def _chunks(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

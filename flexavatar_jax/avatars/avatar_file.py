@@ -222,9 +222,10 @@ def fingerprint(loaded: LoadedModel) -> str:
 
 def template_digest(loaded: LoadedModel) -> str:
     """A digest of the head template to which a model's Gaussians are bound."""
-    mesh = loaded.model.gaussians.template.mesh
+    template = loaded.model.gaussians.template
     digest = hashlib.blake2b(digest_size=16)
-    for array in mesh:
+    for array in (template.vertices, template.uvs, template.faces, template.face_uvs):
+        digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from flexavatar_jax.frozen import dinov2, hiera
@@ -64,3 +65,29 @@ def load_encoder_network(config: ConfigDict) -> dinov2.Params | None:
     if not config.model.dino:
         return None
     return dinov2.load(config.frozen.dinov2_base, dinov2.BASE, jnp.dtype(config.model.dtype))
+
+
+def load_perceptual_networks(
+    config: ConfigDict, dinov2_small: str = "", sam2: str = ""
+) -> FrozenNetworks:
+    """The networks of the perceptual losses whose weights are given, or lie where config says.
+
+    Args:
+      config: of the run.
+      dinov2_small, sam2: paths, instead of `frozen.dinov2_small` and `frozen.sam2`. A path that is
+        given must be there; one of the config's is left out if nothing is there.
+
+    Raises:
+      UserError: no weights at a given path, or not that network's.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+
+    def found(given: str, configured: str) -> str:
+        return given or (configured if configured and epath.Path(configured).exists() else "")
+
+    dino = found(dinov2_small, config.frozen.dinov2_small)
+    sam = found(sam2, config.frozen.sam2)
+    return FrozenNetworks(
+        dino=dinov2.load(dino, dinov2.SMALL, dtype) if dino else None,
+        sam=hiera.load(sam, dtype) if sam else None,
+    )
