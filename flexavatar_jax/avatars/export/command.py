@@ -11,17 +11,17 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from data_pipelines.errors import UserError
-from data_pipelines.files import check_out
 from data_pipelines.frame import MULTI_VIEW
-from data_pipelines.pixel3dmm import read_driving
 from data_pipelines.procedural.expression import neutral_code
 from flexavatar_jax.avatars.animator import Animator
-from flexavatar_jax.avatars.avatar_file import Avatar, check_belongs, load_avatar
+from flexavatar_jax.avatars.avatar_file import Avatar
 from flexavatar_jax.avatars.export.html import write_html
 from flexavatar_jax.avatars.export.rig import Rig, build_rig, decoder_of
-from flexavatar_jax.avatars.export.splats import WRITERS, clamp_scales, write_splats
+from flexavatar_jax.avatars.export.splats import MIN_SCALE, WRITERS, clamp_scales, write_splats
+from flexavatar_jax.avatars.performances import read_performance
 from flexavatar_jax.avatars.sliders import Slider, move, sliders_of
-from flexavatar_jax.runs.loading import LoadedModel, load_model
+from flexavatar_jax.cli import check_out
+from flexavatar_jax.runs.loading import LoadedModel
 from kernels.ply import Gaussians
 
 SWEEP_FRAMES = 24
@@ -29,19 +29,15 @@ AS_TRACKED = "as tracked"
 """Name of the clip that holds the expressions in which the person was seen."""
 
 
-def add_export_command(commands: argparse._SubParsersAction) -> None:
-    """Registers `export` with the parser of `flexavatar_jax.avatar`."""
-    command = commands.add_parser("export", help="write a web page, .ply, .glb or .spz")
-    command.add_argument("avatar", help="FILE.avatar")
-    command.add_argument("--workdir", required=True, help="the run or import it was made with")
-    command.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of `avatar export`, besides the model's."""
+    command.add_argument("avatar", metavar="AVATAR", help="FILE.avatar, or what one is made from")
     command.add_argument("--html", metavar="FILE", help="one web page with sliders, for anybody")
     for suffix in WRITERS:
         command.add_argument(f"--{suffix[1:]}", metavar="FILE", help=f"Gaussians as {suffix}")
     command.add_argument(
         "--driving",
-        metavar="CLIP",
-        help="folder of .frame files: baked into --html, and for the others a numbered file a frame",
+        help="what `render --driving` takes: baked into --html; else a numbered file a frame",
     )
     command.add_argument(
         "--sweep", metavar="SLIDER", help=f"{SWEEP_FRAMES} numbered files from end to end of it"
@@ -56,43 +52,52 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--no-pairs",
         action="store_true",
-        help="--html without corrections for two sliders at once: decodes a fifth of the faces",
+        help="--html without corrections for two sliders at once: a fifth of the time",
     )
-    command.set_defaults(run=export_avatar)
 
 
-def export_avatar(args: argparse.Namespace) -> None:
-    """The `export` command."""
-    outs = {suffix: getattr(args, suffix[1:]) for suffix in WRITERS}
-    outs = {suffix: Path(out) for suffix, out in outs.items() if out}
-    if not outs and not args.html:
+def check_options(args: argparse.Namespace) -> None:
+    """Raises `UserError` for options that cannot be meant, before the work."""
+    outs = [(suffix, getattr(args, suffix[1:])) for suffix in (".html", *WRITERS)]
+    outs = [(suffix, Path(out)) for suffix, out in outs if out]
+    if not outs:
         raise UserError("nothing to export: give --html FILE, --ply FILE, --glb FILE or --spz FILE")
-    _check_outs(outs, args.html)
-    avatar = load_avatar(args.avatar)
-    driving = read_driving(args.driving).expression if args.driving else None
-    loaded = load_model(args.workdir, args.step, encoder_network=False)
-    check_belongs(avatar, loaded, args.avatar, args.workdir)
-    sliders = sliders_of(loaded.config)
+    for suffix, out in outs:
+        if out.suffix != suffix:
+            raise UserError(f"--{suffix[1:]} {out} must end in {suffix}")
+        check_out(out)
+    if args.driving and (args.sweep or args.set):
+        raise UserError("--driving makes the expressions; leave out --sweep and --set")
+
+
+def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) -> None:
+    """The `export` command, its options checked."""
+    driving = read_performance(args.driving).expressions if args.driving else None
     if args.html:
         clips = {AS_TRACKED: seen_expressions(avatar)}
         if driving is not None:
             clips[Path(args.driving).name] = driving
-        size = export_page(args.html, avatar, loaded, clips, pairs=not args.no_pairs)
+        size = export_page(args.html, avatar, animator.loaded, clips, pairs=not args.no_pairs)
         print(f"{args.html}: {size / 1e6:.1f} MB")
-    if outs:
-        codes = _expressions(args, sliders, driving)
-        animator = Animator(loaded)
-        clamped = 0
-        for number, code in enumerate(tqdm(codes, desc="exporting", unit="expression")):
-            gaussians = animator.gaussians(avatar.code, code[None])
-            gaussians, tiny = clamp_scales(Gaussians(*(x[0] for x in gaussians)))
-            clamped += tiny
-            for out in outs.values():
-                write_splats(numbered(out, number) if len(codes) > 1 else out, gaussians)
-        for out in outs.values():
-            print(out if len(codes) == 1 else f"{numbered(out, 0)} to {numbered(out, len(codes) - 1)}")
-        if clamped:
-            print(f"{clamped} Gaussians thinner than a viewer can take were made thicker")
+    outs = [Path(getattr(args, s[1:])) for s in WRITERS if getattr(args, s[1:])]
+    if not outs:
+        return
+    sliders = sliders_of(animator.loaded.config)
+    codes = _expressions(args, sliders) if driving is None else driving
+    clamped = 0
+    for number, code in enumerate(tqdm(codes, desc="exporting", unit="expression")):
+        (gaussians,) = zip(*animator.gaussians(avatar.code, code[None]), strict=True)
+        gaussians, tiny = clamp_scales(Gaussians(*gaussians))
+        clamped += tiny
+        for out in outs:
+            write_splats(numbered(out, number) if len(codes) > 1 else out, gaussians)
+    for out in outs:
+        last = numbered(out, len(codes) - 1)
+        print(out if len(codes) == 1 else f"{numbered(out, 0)} to {last}")
+    if clamped:
+        print(
+            f"{clamped} Gaussians had scales below {MIN_SCALE:g} m, which viewers fail on: clamped"
+        )
 
 
 def export_page(
@@ -143,14 +148,16 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def parse_settings(settings: list[str], sliders: tuple[Slider, ...]) -> dict[str, float]:
-    """Values of sliders from SLIDER=VALUE; raises `UserError` for one that isn't, or out of range."""
+    """Values of sliders from SLIDER=VALUE; raises `UserError` for another or one out of range."""
     by_name = {slider.name: slider for slider in sliders}
     values = {}
     for setting in settings:
         name, equals, number = setting.partition("=")
         slider = by_name.get(name.replace("_", " "))
         if slider is None or not equals:
-            raise UserError(f"--set {setting}: expected SLIDER=VALUE with one of {', '.join(by_name)}")
+            raise UserError(
+                f"--set {setting}: expected SLIDER=VALUE with one of {', '.join(by_name)}"
+            )
         try:
             value = float(number)
         except ValueError:
@@ -163,21 +170,10 @@ def parse_settings(settings: list[str], sliders: tuple[Slider, ...]) -> dict[str
     return values
 
 
-def _check_outs(outs: dict[str, Path], page: str | None) -> None:
-    for suffix, out in [*outs.items(), *([(".html", Path(page))] if page else [])]:
-        if out.suffix != suffix:
-            raise UserError(f"--{suffix[1:]} {out} must end in {suffix}")
-        check_out(out)
-
-
 def _expressions(
-    args: argparse.Namespace, sliders: tuple[Slider, ...], driving: np.ndarray | None
+    args: argparse.Namespace, sliders: tuple[Slider, ...]
 ) -> Float[np.ndarray, "E 135"]:
-    """The expression codes that the numbered files show, or the one."""
-    if driving is not None:
-        if args.sweep or args.set:
-            raise UserError("--driving makes the expressions; leave out --sweep and --set")
-        return driving
+    """The expression codes of the numbered files, or the one."""
     values = parse_settings(args.set, sliders)
     base = neutral_code()
     if not args.sweep:
