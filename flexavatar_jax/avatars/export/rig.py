@@ -6,8 +6,8 @@ The decoder's Gaussians are sampled from maps of 14 numbers a texel over the hea
     maps(expression) = neutral + sum_k coefficient_k(expression) component_k
 
 with the components learned from the decoder by principal component analysis: from each slider at
-some values (its knots), from pairs of sliders, and from the frames of performances. A slider is then
-coefficients at its knots, piecewise linear between; two sliders that meet get a correction,
+some values (its knots), from pairs of sliders, and from the frames of performances. A slider is
+then coefficients at its knots, piecewise linear between; two sliders that meet get a correction,
 bilinear in how far each is out; a performance is coefficients of each frame.
 """
 
