@@ -3,9 +3,9 @@
 The image is cut into tiles of 8x8 pixels, which are sorted by the length of their lists and blended
 in blocks. A block runs through its lists by chunks, so that all it works on stays in a core's
 cache, and a tile waits only for tiles about as long as itself; it stops once all its pixels are
-opaque. The backward pass goes through the same chunks from the back, starting from the transmittance
-that each pixel ended with and adding up what lies behind each splat: nothing is subtracted, so a
-bright splat in front costs those behind it no accuracy.
+opaque. The backward pass goes through the same chunks from the back, starting from the
+transmittance that each pixel ended with and adding up what lies behind each splat: nothing is
+subtracted, so a bright splat in front costs those behind it no accuracy.
 """
 
 from __future__ import annotations
