@@ -14,7 +14,6 @@ from flexavatar_jax.avatars.avatar_file import load_avatar, save_avatar
 from flexavatar_jax.runs.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-pytest_plugins = ()
 
 
 @pytest.fixture(scope="module")
