@@ -98,8 +98,21 @@ def list_folder(folder: epath.PathLike) -> list[epath.Path]:
     """What lies in a folder by name, hidden files left out; empty if there is no such folder.
 
     Not by a pattern: names may hold the characters that mean something in patterns.
+
+    Raises:
+      UserError: a name that is not UTF-8.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = []
+    for path in folder.iterdir():
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{folder}: a file name there is not UTF-8, {os.fsencode(path.name)!r}; rename it"
+            ) from None
+        if not path.name.startswith("."):
+            found.append(path)
+    return sorted(found)

@@ -25,6 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
 from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.sampling import shuffled, stream_seed, target_candidates
 from data_pipelines.shards import PreparedSet, RecordError, open_at_size
@@ -85,7 +86,7 @@ class BatchIterator(grain.DatasetIterator):
         self._bad += int(batch.bad_records.sum())
         self._read += batch.example[:, 1:].size
         if self._bad > self._max_bad_fraction * max(self._read, _FEW_RECORDS):
-            raise ValueError(
+            raise UserError(
                 f"{self._bad} of {self._read} records read are bad, more than "
                 f"data.max_bad_fraction = {self._max_bad_fraction} allows; the log names them"
             )
@@ -158,7 +159,7 @@ class Proportions:
         for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not (number and math.isfinite(weight) and weight > 0):
-                raise ValueError(
+                raise UserError(
                     f"data.mixture.{name} is {weight!r}: expected the data set's weight, a "
                     "positive number, or 0 to leave it out"
                 )
@@ -168,7 +169,7 @@ class Proportions:
         )
         counts = [int(w / unit) for w in exact]
         if sum(counts) > 1_000_000:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture needs {sum(counts)} examples to come out exactly: "
                 "choose weights with fewer digits"
             )
@@ -209,18 +210,16 @@ class _Batches:
     ) -> _Batches:
         """Opens the data sets of `data.mixture`; raises ValueError or FileNotFoundError."""
         if global_batch < 1 or global_batch % process_count:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {global_batch} does not divide among {process_count} processes"
             )
         if data.bad_records not in ("raise", "skip"):
-            raise ValueError(
-                f"data.bad_records is {data.bad_records!r}: expected 'raise' or 'skip'"
-            )
+            raise UserError(f"data.bad_records is {data.bad_records!r}: expected 'raise' or 'skip'")
         if data.targets < 1:
-            raise ValueError(f"data.targets is {data.targets}: expected at least 1")
+            raise UserError(f"data.targets is {data.targets}: expected at least 1")
         weights = {name: weight for name, weight in sorted(data.mixture.items()) if weight != 0}
         if not weights:
-            raise ValueError("data.mixture gives no data set a weight")
+            raise UserError("data.mixture gives no data set a weight")
         proportions = Proportions.of(weights)
         root = epath.Path(data.root)
         sets = tuple(open_at_size(root / name, data.image_size) for name in weights)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_SIZE, MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.media import resize
 
@@ -42,7 +43,7 @@ _KINDS |= dict.fromkeys(("cam2head", "K", "expression"), "float")
 _KINDS |= dict.fromkeys(("timestep", "source", "checksums"), "int")
 
 
-class FrameError(ValueError):
+class FrameError(UserError):
     """A frame that breaks its contract, or a record that does not give back what was written.
 
     Attributes:
@@ -51,7 +52,8 @@ class FrameError(ValueError):
     """
 
     def __init__(self, field: str, problem: str):
-        super().__init__(field, problem)
+        super().__init__(f"{field}: {problem}")
+        self.args = (field, problem)  # of which pickle makes it again, in another process
         self.field, self.problem = field, problem
 
     def __str__(self) -> str:

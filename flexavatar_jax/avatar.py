@@ -6,6 +6,8 @@
     python -m flexavatar_jax.avatar render NAME.avatar --workdir runs/demo --out orbit.mp4
     python -m flexavatar_jax.avatar render NAME.avatar OTHER.avatar --workdir runs/demo \
         --driving DIR/driving/CLIP --out driven.mp4
+    python -m flexavatar_jax.avatar view NAME.avatar OTHER.avatar --workdir runs/demo
+    python -m flexavatar_jax.avatar export NAME.avatar --workdir runs/demo --html head.html
     python -m flexavatar_jax.avatar interpolate A.avatar B.avatar --workdir runs/demo --out film.mp4
 
 Where an avatar is asked for, what it is made from may stand too: a picture DIR/inputs/NAME.jpg
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from data_pipelines.errors import UserError
 from flexavatar_jax import cli
-from flexavatar_jax.avatars import film, performances, scenes
+from flexavatar_jax.avatars import film, performances, scenes, viewer
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import (
     SUFFIX,
@@ -34,6 +36,7 @@ from flexavatar_jax.avatars.avatar_file import (
     save_avatar,
 )
 from flexavatar_jax.avatars.create import create_avatar
+from flexavatar_jax.avatars.export import command as export_command
 from flexavatar_jax.avatars.fit import FitSettings
 from flexavatar_jax.avatars.interpolation import METHODS, corner_grid, path_through
 from flexavatar_jax.avatars.observations import people_of, read_observations
@@ -166,6 +169,19 @@ def interpolate(args: argparse.Namespace) -> None:
         views = scenes.views_of(first, args.camera, count)
         frames = animator.frames(codes, expressions, *views, size=args.size, background=background)
     _write(out, frames, count, args.fps)
+
+
+def view(args: argparse.Namespace) -> None:
+    """The `view` command."""
+    viewer.check_options(args)
+    viewer.view_avatars(args, *_avatars(args, args.avatars))
+
+
+def export(args: argparse.Namespace) -> None:
+    """The `export` command."""
+    export_command.check_options(args)
+    animator, (avatar,) = _avatars(args, [args.avatar])
+    export_command.export_avatar(args, animator, avatar)
 
 
 def _check_film(args: argparse.Namespace) -> tuple[Path, tuple[float, float, float] | None]:
@@ -323,6 +339,16 @@ def _parser() -> argparse.ArgumentParser:
         help="four avatars as the corners of a square of SIDE x SIDE",
     )
     command.set_defaults(run=interpolate)
+
+    command = commands.add_parser("view", parents=[model], help="look at avatars in the browser")
+    viewer.add_options(command)
+    command.set_defaults(run=view)
+
+    command = commands.add_parser(
+        "export", parents=[model], help="write a web page, .ply, .glb or .spz"
+    )
+    export_command.add_options(command)
+    command.set_defaults(run=export)
     return parser
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from tiny_captures import TinyCaptures
 
 from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
 from data_pipelines.mixture import Proportions, make_iterator
 from data_pipelines.shard_writer import write_shards
 
@@ -298,10 +299,10 @@ def test_proportions_of_decimal_weights_do_not_round():
     ],
 )
 def test_mistakes_in_the_config_are_named(root, changes, sentence):
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+    with pytest.raises(UserError, match=sentence):
         make_iterator(config(root, **changes), seed=0, global_batch=4)
 
 
 def test_batch_must_divide_among_processes(root):
-    with pytest.raises(ValueError, match="batch of 5 does not divide among 2"):
+    with pytest.raises(UserError, match="batch of 5 does not divide among 2"):
         make_iterator(config(root), seed=0, global_batch=5, process_count=2)
