@@ -33,6 +33,7 @@ from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
@@ -141,6 +142,18 @@ def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
 
 
 def main() -> None:
+    if FLAGS.protocol:
+        metrics = evaluate_vfhq(
+            FLAGS.workdir,
+            FLAGS.fit,
+            step=FLAGS.step,
+            data_root=FLAGS.data_root,
+            dataset=FLAGS.dataset,
+            dinov2=FLAGS.dinov2,
+            lpips=FLAGS.lpips,
+        )
+        print_rows(metrics)
+        return
     if FLAGS.shots:
         shots = [int(count) for count in FLAGS.shots]
         table = evaluate_few_shots(
@@ -178,7 +191,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", "", "Test set below it, instead of config.eval.dataset.")
     flags.DEFINE_string("dinov2", "", "DINOv2 weights, if not where training had them.")
     flags.DEFINE_list("shots", [], "Instead: quality by number of pictures, such as 1,4,16.")
-    flags.DEFINE_integer("fit", 0, "With --shots: steps of a fit, beside the encoder alone.")
+    flags.DEFINE_integer("fit", 0, "With --shots or --protocol: steps of a fit.")
+    flags.DEFINE_enum("protocol", "", ["", "vfhq"], "Instead: that of VFHQ-Test.")
+    flags.DEFINE_string("lpips", "", "With --protocol: weights of LPIPS (VGG16).")
     flags.register_validator(
         "shots", lambda shots: all(s.isdecimal() for s in shots), "expected numbers, such as 1,4,16"
     )
