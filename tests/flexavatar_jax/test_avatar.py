@@ -76,9 +76,9 @@ def test_a_performance_moves_the_face_and_not_the_camera(rule_run, animator, rea
     """Each frame of the film is the driver's expression before the portrait's own camera."""
     driving = tmp_path / "clip"
     driving.mkdir()
-    for number in (0, 10, 40):
-        name = f"{number:05d}.frame"
-        (driving / name).symlink_to(real / "driving" / "EMO-1-shout+laugh" / name)
+    for number, frame in enumerate((0, 10, 40)):
+        original = real / "driving" / "EMO-1-shout+laugh" / f"{frame:05d}.frame"
+        (driving / f"{number:05d}.frame").symlink_to(original)
     portrait = real / "inputs" / "asian_watercolor_girl.jpg"
     run("create", portrait, "--workdir", rule_run, "--out", tmp_path / "girl.avatar")
     (tmp_path / "girl.avatar").rename(tmp_path / "renamed.avatar")
