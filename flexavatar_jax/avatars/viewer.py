@@ -34,7 +34,7 @@ from flexavatar_jax.avatars.export.splats import clamp_scales, write_splats
 from flexavatar_jax.avatars.interpolation import interpolate
 from flexavatar_jax.avatars.performances import read_performance
 from flexavatar_jax.avatars.sliders import move, random_values, sliders_of
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 if TYPE_CHECKING:
     import viser
@@ -132,7 +132,7 @@ class Viewer:
         self.sliders = sliders_of(animator.loaded.config)
         self.clips = {a.name: a.expressions for a in avatars if len(a.expressions) > 1} | clips
         self.wanted = Wanted()
-        self.gaussians: Gaussians | None = None
+        self.gaussians: GaussianCloud | None = None
         self.updates = 0
         """How often splats were sent."""
         self._changed = threading.Event()
@@ -167,7 +167,7 @@ class Viewer:
             self.code(wanted), self.expression(wanted)[None], wanted.source
         )
         (gaussians,) = zip(*gaussians, strict=True)
-        gaussians, _ = clamp_scales(Gaussians(*gaussians))
+        gaussians, _ = clamp_scales(GaussianCloud(*gaussians))
         self.gaussians = gaussians
         splats = (
             gaussians.means * SCENE_SCALE,
@@ -338,7 +338,7 @@ class Viewer:
         camera.fov = float(2 * np.arctan(0.5 / avatar.K[1, 1]))
 
 
-def covariances(gaussians: Gaussians) -> Float[np.ndarray, "G 3 3"]:
+def covariances(gaussians: GaussianCloud) -> Float[np.ndarray, "G 3 3"]:
     """R S S^T R^T of each Gaussian, square metres."""
     factors = _rotation(gaussians.quats) * gaussians.scales[:, None, :]
     return factors @ np.swapaxes(factors, -1, -2)

@@ -22,7 +22,7 @@ from flexavatar_jax.avatars.performances import read_performance
 from flexavatar_jax.avatars.sliders import Slider, move, sliders_of
 from flexavatar_jax.cli import check_out
 from flexavatar_jax.runs.loading import LoadedModel
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 SWEEP_FRAMES = 24
 AS_TRACKED = "as tracked"
@@ -87,7 +87,7 @@ def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) 
     clamped = 0
     for number, code in enumerate(tqdm(codes, desc="exporting", unit="expression")):
         (gaussians,) = zip(*animator.gaussians(avatar.code, code[None]), strict=True)
-        gaussians, tiny = clamp_scales(Gaussians(*gaussians))
+        gaussians, tiny = clamp_scales(GaussianCloud(*gaussians))
         clamped += tiny
         for out in outs:
             write_splats(numbered(out, number) if len(codes) > 1 else out, gaussians)

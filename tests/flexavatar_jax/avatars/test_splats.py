@@ -13,7 +13,7 @@ from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export import splats
 from flexavatar_jax.avatars.export.splats import clamp_scales, turn, write_splats
 from kernels import rasterize
-from kernels.ply import SH_C0, Gaussians
+from kernels.ply import SH_C0, GaussianCloud
 from kernels.projection import _rotation_matrices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -24,7 +24,7 @@ SPLAT_TRANSFORM = "@playcanvas/splat-transform@2"
 @pytest.fixture(scope="module")
 def gaussians():
     found = Animator(lively_model(), chunk=1).gaussians(lively_avatar().code, neutral_code()[None])
-    return clamp_scales(Gaussians(*(x[0] for x in found)))[0]
+    return clamp_scales(GaussianCloud(*(x[0] for x in found)))[0]
 
 
 def picture(gaussians):
@@ -42,7 +42,7 @@ def picture(gaussians):
 
 
 def activate(means, quats, log_scales, logits, harmonics):
-    return Gaussians(
+    return GaussianCloud(
         means, quats, np.exp(log_scales), 1 / (1 + np.exp(-logits)), 0.5 + SH_C0 * harmonics
     )
 
@@ -82,7 +82,7 @@ def read_with_pygltflib(path):
         return np.frombuffer(blob, "<f4", accessor.count * width, start).reshape(-1, width)
 
     splat = "KHR_gaussian_splatting:"
-    return Gaussians(
+    return GaussianCloud(
         array("POSITION"),
         np.roll(array(splat + "ROTATION"), 1, axis=-1),
         array(splat + "SCALE"),
