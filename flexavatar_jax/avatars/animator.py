@@ -16,7 +16,7 @@ from flexavatar_jax.avatars import inputs
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.model.render import SH_C0, render
 from flexavatar_jax.runs.loading import LoadedModel
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -38,7 +38,7 @@ class Animator:
         self._graph, self._state = nnx.split(loaded.model.folded())
         self._chunk = chunk
         self.image_size = loaded.config.model.image_size
-        self._code_shape = (loaded.config.model.head_tokens**2, loaded.config.model.width)
+        self._code_shape = (loaded.config.model.head_resolution**2, loaded.config.model.width)
 
     def encode(
         self,
@@ -58,14 +58,14 @@ class Animator:
         Raises:
           UserError: one of them is of another shape, kind or range.
         """
-        seen = inputs.prepare_input(image, mask, self.image_size)
+        seen = inputs.model_input(image, mask, self.image_size)
         inputs.check_camera(cam2head, K)
         arrays = [np.asarray(x, np.float32)[None] for x in (seen, cam2head, K)]
-        return np.asarray(_encode(self._graph, self._state, self.loaded.dinov2, *arrays)[0])
+        return np.asarray(_encode(self._graph, self._state, self.loaded.dinov2_base, *arrays)[0])
 
     def gaussians(
         self, code: Code, expressions: Float[np.ndarray, "E 135"], source: int = MULTI_VIEW
-    ) -> Gaussians:
+    ) -> GaussianCloud:
         """The avatar under each of E expressions, as G Gaussians that `kernels.rasterize` takes.
 
         Returns:
@@ -82,7 +82,7 @@ class Animator:
             gaussians = _decode(self._graph, self._state, code[part], expressions[part], source)
             colors = jnp.maximum(SH_C0 * gaussians.colors + 0.5, 0.0)
             parts.append([np.asarray(x)[:count] for x in gaussians._replace(colors=colors)])
-        return Gaussians(*map(np.concatenate, zip(*parts, strict=True)))
+        return GaussianCloud(*map(np.concatenate, zip(*parts, strict=True)))
 
     def frames(
         self,

@@ -22,29 +22,30 @@ def orbit_cameras(
     cam2head: Float[np.ndarray, "4 4"], frames: int
 ) -> Float[np.ndarray, "frames 4 4"]:
     """A camera turned once round the head's vertical axis, starting where it stands."""
-    turns = [
-        cameras.rigid(cameras.axis_angle(np.array([0.0, 1.0, 0.0]), angle), np.zeros(3))
-        for angle in np.linspace(0, 2 * np.pi, frames, endpoint=False)
-    ]
-    return np.stack([turn @ cam2head for turn in turns])
+    angles = np.linspace(0, 2 * np.pi, frames, endpoint=False)
+    return np.stack([_turn([0.0, 1.0, 0.0], angle) @ cam2head for angle in angles])
 
 
 def circle_cameras(
     cam2head: Float[np.ndarray, "4 4"], frames: int
 ) -> Float[np.ndarray, "frames 4 4"]:
-    """The paper's frontal circle: once round an ellipse before the face, looking at the head.
+    """The paper's frontal circle: once round an ellipse before the face.
 
-    The camera keeps its distance; it leaves the face's axis by `CIRCLE_YAW` degrees to the sides
-    and by `CIRCLE_PITCH` up and down.
+    The camera first goes to where it faces the head, then leaves that by `CIRCLE_YAW` degrees to
+    the sides and by `CIRCLE_PITCH` up and down; distance and framing stay.
     """
-    distance = float(np.linalg.norm(cam2head[:3, 3]))
-    angles = np.linspace(0, 2 * np.pi, frames, endpoint=False)
-    return np.stack(
-        [
-            cameras.orbit(CIRCLE_YAW * np.sin(a), CIRCLE_PITCH * np.cos(a), distance, np.zeros(3))
-            for a in angles
-        ]
-    )
+    azimuth = np.arctan2(cam2head[0, 3], cam2head[2, 3])
+    views = []
+    for a in np.linspace(0, 2 * np.pi, frames, endpoint=False):
+        pitch = _turn([1.0, 0.0, 0.0], -np.radians(CIRCLE_PITCH) * np.cos(a))
+        yaw = _turn([0.0, 1.0, 0.0], np.radians(CIRCLE_YAW) * np.sin(a))
+        views.append(yaw @ pitch @ _turn([0.0, 1.0, 0.0], -azimuth) @ cam2head)
+    return np.stack(views)
+
+
+def _turn(axis: list[float], angle: float) -> Float[np.ndarray, "4 4"]:
+    """A rotation by `angle` radians about an axis through the head's origin."""
+    return cameras.rigid(cameras.axis_angle(np.array(axis), angle), np.zeros(3))
 
 
 def read_camera_path(

@@ -13,7 +13,7 @@ from data_pipelines.files import writing
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import Avatar, fingerprint, template_digest
 from flexavatar_jax.avatars.fit import FitSettings, Fitted, fit
-from flexavatar_jax.avatars.inputs import prepare_input
+from flexavatar_jax.avatars.inputs import model_input
 from flexavatar_jax.avatars.observations import Observations
 from flexavatar_jax.frozen.networks import FrozenNetworks
 
@@ -113,7 +113,7 @@ def progress_strip(
 
 
 def _on_white(image: np.ndarray, mask: np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    return _to_bytes(prepare_input(image, mask, size))
+    return _to_bytes(model_input(image, mask, size))
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import warnings
@@ -105,24 +106,23 @@ def _write_video(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarra
     kind = _FORMATS[unfinished.suffix]
     height, width, channels = first.shape
     pad = (height % 2, width % 2) if kind.even else (0, 0)
-    with warnings.catch_warnings():
+    writer = imageio_ffmpeg.write_frames(
+        os.fspath(unfinished),
+        (width + pad[1], height + pad[0]),
+        pix_fmt_in="rgba" if channels == 4 else "rgb24",
+        pix_fmt_out=kind.pixels if channels == 4 else kind.pixels.replace("yuva", "yuv"),
+        fps=fps,
+        codec=kind.codec,
+        quality=None,
+        macro_block_size=1,
+        ffmpeg_log_level="error",
+        output_params=list(kind.options),
+    )
+    with contextlib.closing(writer), warnings.catch_warnings():
         # JAX warns of every fork, also of one that at once becomes another program.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        writer = imageio_ffmpeg.write_frames(
-            os.fspath(unfinished),
-            (width + pad[1], height + pad[0]),
-            pix_fmt_in="rgba" if channels == 4 else "rgb24",
-            pix_fmt_out=kind.pixels if channels == 4 else kind.pixels.replace("yuva", "yuv"),
-            fps=fps,
-            codec=kind.codec,
-            quality=None,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-            output_params=list(kind.options),
-        )
         writer.send(None)
-    with contextlib.closing(writer):
-        for frame in _and_then(first, others):
+        for frame in itertools.chain([first], others):
             if frame.shape != first.shape:
                 raise ValueError(f"a frame of {frame.shape} in a film of {first.shape}")
             # The last row or column is repeated where sides must be even.
@@ -135,13 +135,8 @@ def _write_video(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarra
 def _write_pngs(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarray], fps: float):
     del fps  # a folder of pictures has no speed
     unfinished.mkdir()
-    for number, frame in enumerate(_and_then(first, others)):
+    for number, frame in enumerate(itertools.chain([first], others)):
         Image.fromarray(frame).save(unfinished / f"{number:05d}.png")
-
-
-def _and_then(first: np.ndarray, others: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from others
 
 
 def _to_bytes(frame: np.ndarray) -> UInt8[np.ndarray, "H W C"]:

@@ -127,8 +127,8 @@ def fit(
         "l1": settings.l1,
         "mse": 0.0,
         "ssim": settings.ssim,
-        "dino": settings.dino if frozen.dino is not None else 0.0,
-        "sam": settings.sam if frozen.sam is not None else 0.0,
+        "dino": settings.dino if frozen.dinov2_small is not None else 0.0,
+        "sam": settings.sam if frozen.sam2 is not None else 0.0,
     }
     capacity = loaded.config.splat_capacity or None
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_SIZE, MONOCULAR, MULTI_VIEW
+from data_pipelines.media import prepare_input
 
 MAX_PRINCIPAL_POINT = 10.0
 """Above it, in image sizes, a principal point must be meant in pixels."""
 
 
-def prepare_input(
-    image: np.ndarray, mask: np.ndarray, size: int
-) -> Float[np.ndarray, "size size 3"]:
-    """A portrait as training showed it to the model: resized, then its foreground put on white.
+def model_input(image: np.ndarray, mask: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]:
+    """A portrait, checked, as training showed it to the model: `media.prepare_input`.
 
     Args:
       image: [H, H, 3] RGB, uint8 or floats in [0, 1], of any size.
@@ -48,9 +46,7 @@ def prepare_input(
         )
     if not matte.any():
         raise UserError("the mask is empty: nothing in it is marked as the person")
-    pixels, matte = (_resize(x, size).astype(np.float32) / 255 for x in (pixels, matte))
-    alpha = matte[..., None]
-    return pixels * alpha + (1 - alpha)
+    return prepare_input(pixels, matte, size)
 
 
 def _bytes(values: np.ndarray, name: str) -> np.ndarray:
@@ -67,13 +63,6 @@ def _bytes(values: np.ndarray, name: str) -> np.ndarray:
             )
         return np.round(values * 255).astype(np.uint8)
     raise UserError(f"the {name} is {values.dtype}; expected uint8, or floats in [0, 1]")
-
-
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """As `data_pipelines.record.decode_frame` resizes what training sees."""
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.HAMMING))
 
 
 def check_camera(cam2head: np.ndarray, K: np.ndarray) -> None:

@@ -17,11 +17,11 @@ from flexavatar_jax.frozen import dinov2, hiera
 class FrozenNetworks(NamedTuple):
     """Parameters of the frozen networks; None where the config turns one off."""
 
-    encoder: dinov2.Params | None = None
+    dinov2_base: dinov2.Params | None = None
     """DINOv2 base: features beside the patches of the input image."""
-    dino: dinov2.Params | None = None
+    dinov2_small: dinov2.Params | None = None
     """DINOv2 small: perceptual loss."""
-    sam: hiera.Params | None = None
+    sam2: hiera.Params | None = None
     """SAM 2.1 Hiera-small: perceptual loss."""
 
 
@@ -36,9 +36,11 @@ def load_frozen_networks(config: ConfigDict) -> FrozenNetworks:
     """
     dtype, paths = jnp.dtype(config.model.dtype), config.frozen
     return FrozenNetworks(
-        encoder=load_encoder_network(config),
-        dino=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype) if config.loss.dino else None,
-        sam=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
+        dinov2_base=load_dinov2_base(config),
+        dinov2_small=dinov2.load(paths.dinov2_small, dinov2.SMALL, dtype)
+        if config.loss.dino
+        else None,
+        sam2=hiera.load(paths.sam2, dtype) if config.loss.sam else None,
     )
 
 
@@ -54,13 +56,13 @@ def frozen_shapes(config: ConfigDict) -> FrozenNetworks:
         return shapes(dinov2.shapes(size), lambda weights: dinov2.fold(weights, size, dtype))
 
     return FrozenNetworks(
-        encoder=dino(dinov2.BASE) if config.model.dino else None,
-        dino=dino(dinov2.SMALL) if config.loss.dino else None,
-        sam=shapes(hiera.shapes(), lambda w: hiera.fold(w, dtype)) if config.loss.sam else None,
+        dinov2_base=dino(dinov2.BASE) if config.model.dino else None,
+        dinov2_small=dino(dinov2.SMALL) if config.loss.dino else None,
+        sam2=shapes(hiera.shapes(), lambda w: hiera.fold(w, dtype)) if config.loss.sam else None,
     )
 
 
-def load_encoder_network(config: ConfigDict) -> dinov2.Params | None:
+def load_dinov2_base(config: ConfigDict) -> dinov2.Params | None:
     """What inference needs of `load_frozen_networks`: DINOv2 base, if `model.dino` asks for it."""
     if not config.model.dino:
         return None
@@ -88,6 +90,6 @@ def load_perceptual_networks(
     dino = found(dinov2_small, config.frozen.dinov2_small)
     sam = found(sam2, config.frozen.sam2)
     return FrozenNetworks(
-        dino=dinov2.load(dino, dinov2.SMALL, dtype) if dino else None,
-        sam=hiera.load(sam, dtype) if sam else None,
+        dinov2_small=dinov2.load(dino, dinov2.SMALL, dtype) if dino else None,
+        sam2=hiera.load(sam, dtype) if sam else None,
     )

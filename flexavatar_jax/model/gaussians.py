@@ -61,7 +61,7 @@ class GaussianHead(nnx.Module):
         self.offset = head(3)
         self.opacity = head(1, bias=float(np.log(0.1 / 0.9)))
         self.rotation = head(4, bias=[1.0, 0.0, 0.0, 0.0])
-        self.grid = config.sample_grid
+        self.grid = config.gaussian_resolution
         self.max_scale = config.max_scale
         self.offset_range = config.offset_range
         self.template = template
