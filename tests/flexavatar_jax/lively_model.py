@@ -31,11 +31,11 @@ def lively_model() -> LoadedModel:
             width=32,
             encoder_depth=1,
             decoder_depth=1,
-            head_tokens=4,
+            head_resolution=4,
             expression_hidden=32,
             upsampler_channels=(16,),
             uv_resolution=32,
-            sample_grid=32,
+            gaussian_resolution=32,
             max_scale=0.03,
         )
     )

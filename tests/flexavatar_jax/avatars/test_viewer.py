@@ -12,7 +12,7 @@ from data_pipelines.frame import MONOCULAR
 from data_pipelines.procedural.expression import neutral_code
 from data_pipelines.procedural.performance import perform
 from flexavatar_jax.avatars.animator import Animator
-from flexavatar_jax.avatars.export.splats import turn
+from flexavatar_jax.avatars.export.splats import covariances, turn
 from kernels.ply import read_ply
 
 viser = pytest.importorskip("viser", reason="viser is not installed: pip install '.[view]'")
@@ -51,7 +51,7 @@ def test_it_opens_with_the_first_avatar_at_rest(shown):
 
 def test_the_scene_is_in_centimetres_as_half_precision_wants_it(shown):
     """Square metres of a head's covariances are below float16's normal numbers: 6e-5."""
-    exact = viewer.covariances(shown.gaussians)
+    exact = covariances(shown.gaussians)
     assert np.median(np.abs(exact[:, 0, 0])) < 1e-3
     sent = shown._splats.covariances / viewer.SCENE_SCALE**2
     diagonal = np.arange(3)

@@ -23,7 +23,10 @@ READY = "canvas[data-ready]"
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "head.html"
-    export_page(str(path), lively_avatar(), lively_model(), {"talk": CLIP}, pairs=False)
+    avatar = lively_avatar()
+    clips = {"talk": CLIP}
+    view = avatar.cam2head, avatar.K
+    export_page(path, lively_model(), avatar.code, clips, *view, name=avatar.name, pairs=False)
     return path
 
 
