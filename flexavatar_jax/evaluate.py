@@ -6,6 +6,10 @@ Each test person's most frontal first frame is the only input; the model renders
 that person with the multi-view bias sink, from their own cameras with their own expression codes.
 Beside it stands the best constant, the mean training image of the same sector of view, if the
 training data are there. Writes WORKDIR/metrics.json and WORKDIR/report/index.html.
+
+    python -m flexavatar_jax.evaluate --workdir runs/demo --shots 1,4,16 --fit 200
+
+prints quality by number of pictures, by the encoder alone and fitted (docs/avatars.md).
 """
 
 from __future__ import annotations
@@ -26,9 +30,11 @@ from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.export.command import export_page
+from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
@@ -147,6 +153,31 @@ def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
 
 
 def main() -> None:
+    if FLAGS.protocol:
+        metrics = evaluate_vfhq(
+            FLAGS.workdir,
+            FLAGS.fit,
+            step=FLAGS.step,
+            data_root=FLAGS.data_root,
+            dataset=FLAGS.dataset,
+            dinov2=FLAGS.dinov2,
+            lpips=FLAGS.lpips,
+        )
+        print_rows(metrics)
+        return
+    if FLAGS.shots:
+        shots = [int(count) for count in FLAGS.shots]
+        table = evaluate_few_shots(
+            FLAGS.workdir,
+            shots,
+            FLAGS.fit,
+            step=FLAGS.step,
+            data_root=FLAGS.data_root,
+            dataset=FLAGS.dataset,
+            dinov2=FLAGS.dinov2,
+        )
+        print_table(table)
+        return
     metrics = evaluate(FLAGS.workdir, FLAGS.step, FLAGS.data_root, FLAGS.dataset, FLAGS.dinov2)
     for name in ("all", *SECTORS):
         if f"psnr_unseen_{name}" in metrics:
@@ -170,5 +201,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_root", "", "Where the data sets lie now, if not at config.data.root.")
     flags.DEFINE_string("dataset", "", "Test set below it, instead of config.eval.dataset.")
     flags.DEFINE_string("dinov2", "", "DINOv2 weights, if not where training had them.")
+    flags.DEFINE_list("shots", [], "Instead: quality by number of pictures, such as 1,4,16.")
+    flags.DEFINE_integer("fit", 0, "With --shots or --protocol: steps of a fit.")
+    flags.DEFINE_enum("protocol", "", ["", "vfhq"], "Instead: that of VFHQ-Test.")
+    flags.DEFINE_string("lpips", "", "With --protocol: weights of LPIPS (VGG16).")
+    flags.register_validator(
+        "shots", lambda shots: all(s.isdecimal() for s in shots), "expected numbers, such as 1,4,16"
+    )
     flags.mark_flag_as_required("workdir")
     cli.run(main)
