@@ -29,10 +29,11 @@ from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
-from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
 from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
@@ -120,6 +121,16 @@ def evaluate(
         )
     first = people[0].input
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
+    export_page(
+        report / AVATAR_PAGE,
+        loaded,
+        animator.encode(first.image, first.mask, first.cam2head, first.K),
+        {"as filmed": np.stack([first.expression, *(t.expression for t in people[0].targets)])},
+        first.cam2head,
+        first.K,
+        name=people[0].name,
+        pairs=False,
+    )
     write_report(report, config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
     write(epath.Path(workdir) / "metrics.json", text)
