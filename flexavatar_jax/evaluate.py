@@ -16,7 +16,6 @@ import os
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -25,7 +24,8 @@ from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.index import is_finished
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
@@ -33,17 +33,6 @@ from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
 ORBIT_FRAMES = 48
-
-
-def check_numbers(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Raises `ValueError` for an evaluation of nothing; one of a person's images is the input."""
-    for field, least in (("people", 1), ("images_per_person", 2), ("constant_images", 1)):
-        value = config.eval[field]
-        if value < least:
-            raise UserError(
-                f"config.eval.{field} is {value}; expected {least} or more: correct it in "
-                f"{epath.Path(workdir) / 'config.json'}"
-            )
 
 
 def evaluate(
@@ -69,8 +58,7 @@ def evaluate(
     cli.check_dinov2(dinov2, workdir, config)
     config.data.root = data_root or config.data.root
     config.eval.dataset = dataset or config.eval.dataset
-    check_numbers(config, workdir)
-    size = config.data.image_size
+    size = config.model.image_size
     test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
     report = epath.Path(workdir) / "report"
     try:

@@ -94,7 +94,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     meter = Meter(config, workdir, log)
     trace = Trace(workdir, wanted=profile)
     step_function, finished = None, False
-    perceptual_from = config.loss.perceptual_start if frozen.dino or frozen.sam else math.inf
+    perceptual_from = (
+        config.loss.perceptual_start if frozen.dinov2_small or frozen.sam2 else math.inf
+    )
 
     def save() -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}

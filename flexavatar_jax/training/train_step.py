@@ -161,9 +161,9 @@ class TrainProgram:
         """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
         model = self.model(params)
         features = None
-        if frozen.encoder is not None:
+        if frozen.dinov2_base is not None:
             with jax.named_scope("features"):
-                features = dinov2.patch_features(frozen.encoder, batch.input_image)
+                features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
         code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
         gaussians = model.decode(code, batch.target_expression, batch.source)
         on_shard = jax.shard_map(
@@ -171,7 +171,6 @@ class TrainProgram:
             mesh=self.mesh,
             in_specs=(PartitionSpec(BATCH_AXES), PartitionSpec(), PartitionSpec(BATCH_AXES)),
             out_specs=PartitionSpec(BATCH_AXES),
-            check_vma=False,
         )
         loss, parts, preview = on_shard(gaussians, frozen, batch)
         return jnp.mean(loss), (jax.tree.map(jnp.mean, parts), preview)
