@@ -40,6 +40,8 @@ class Index:
       jaw: [N] float32, angle in radians by which the jaw is turned from its rest.
       shard_start: [S+1] int64, first record of each shard.
       shard_bytes: [S] int64, size of each shard's file.
+      record_end: [N] int64, where each record ends in its shard (`ranges.record_ends`); 0 where
+        that is not known, in folders that were written before.
       image_size: [] int64, pixels a side of the smallest image.
     """
 
@@ -53,6 +55,7 @@ class Index:
     jaw: np.ndarray
     shard_start: np.ndarray
     shard_bytes: np.ndarray
+    record_end: np.ndarray
     image_size: np.ndarray
 
     @property
@@ -127,7 +130,9 @@ def read_index(folder: epath.Path, version: str, *, check: bool = True) -> Index
       ValueError, OSError, KeyError, TypeError: it is damaged.
     """
     if not (folder / _FILE).exists():
-        return Index(**from_npz((folder / _OLD_FILE).read_bytes(), folder / _OLD_FILE))
+        columns = from_npz((folder / _OLD_FILE).read_bytes(), folder / _OLD_FILE)
+        columns.setdefault("record_end", np.zeros(len(columns["camera"]), np.int64))
+        return Index(**columns)
     columns = json.loads((folder / _FILE).read_text())["columns"]
     arrays = {}
     for field in dataclasses.fields(Index):

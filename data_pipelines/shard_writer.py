@@ -28,6 +28,7 @@ from data_pipelines.files import write, writing
 from data_pipelines.frame import EXPRESSION_SIZE, Frame, expression_part
 from data_pipelines.index import Index, is_finished, remove_index, write_index
 from data_pipelines.numpy_files import from_npz, to_npz
+from data_pipelines.ranges import record_ends
 from data_pipelines.record import FIELDS, QUALITY, FrameError, encode_frame
 from data_pipelines.shard_plan import (
     Plan,
@@ -52,6 +53,7 @@ _COLUMNS = {
     **_FRAME_COLUMNS,
     **_LEFT_OUT_COLUMNS,
     "names_left_out": str,
+    "record_end": np.int64,
     "num_bytes": np.int64,
 }
 _MOST_NAMES = 10  # of clips left out for one reason, in what is printed
@@ -204,6 +206,7 @@ def _read_part(parts: epath.Path, shard: int) -> dict[str, np.ndarray]:
     columns = from_npz(path.read_bytes(), path)
     # Written before clips that are left out were named.
     columns.setdefault("names_left_out", np.full(len(columns["clips_left_out"]), "?"))
+    columns.setdefault("record_end", np.zeros(len(columns["camera"]), np.int64))
     return columns
 
 
@@ -286,6 +289,7 @@ class _ShardJob:
                     columns["names_left_out"].append(clip)
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
+            columns["record_end"] = record_ends(path, len(columns["camera"]))
         write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in _COLUMNS.items()}))
         return len(clips)
 
@@ -385,6 +389,7 @@ def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
         jaw=columns["jaw"],
         shard_start=starts(shard_frames),
         shard_bytes=columns["num_bytes"],
+        record_end=columns["record_end"],
         image_size=columns["size"].min(),
     )
     _write_tfds_metadata(folder, shard_frames, index.shard_bytes)

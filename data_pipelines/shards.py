@@ -10,8 +10,8 @@
       index/*.npy, index.json                       who, when and which camera; written last
 
 `shard_writer.write_shards` makes such a folder, `PreparedSet` reads it. It may lie in the cloud
-(see `files`): ArrayRecord itself knows local files only, so a remote shard is downloaded whole
-when first read.
+(see `files`): of a shard there only the records that are needed are fetched (see `ranges`); one
+that was written before their places were noted is downloaded whole when first read.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from etils import epath
 
 from data_pipelines.cache import local_copy
 from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.files import is_remote
 from data_pipelines.frame import Frame
 from data_pipelines.index import index_version, is_finished, read_index
+from data_pipelines.ranges import FIRST_RECORD, read_record
 from data_pipelines.record import FrameError, decode_frame
 from data_pipelines.shard_plan import shard_name
 
@@ -70,11 +72,22 @@ class PreparedSet:
         return self.index.num_frames
 
     def record(self, i: int) -> bytes:
-        """Record `i` as stored; raises `RecordError` if its shard cannot give it back."""
+        """Record `i` as stored.
+
+        Raises:
+          RecordError: its shard cannot give it back.
+          UserError: its shard, in the cloud, cannot be reached.
+        """
         shard = self.index.shard_of(i)
         place = i - int(self.index.shard_start[shard])
+        end = int(self.index.record_end[i])
         try:
+            if end and is_remote(self.folder):
+                begin = int(self.index.record_end[i - 1]) if place else FIRST_RECORD
+                return read_record(self._shard(shard), begin, end)
             return self._readers(self._shard(shard), self._version).read([place])[0]
+        except UserError:
+            raise  # the network's fault, not the record's
         except Exception as e:  # ArrayRecord raises RuntimeError, IndexError and others
             raise self._bad(i, FrameError("record", f"it cannot be read ({_first_line(e)})")) from e
 
