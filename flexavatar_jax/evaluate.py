@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.index import is_finished
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
@@ -77,7 +78,7 @@ def evaluate(
         ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
-    absent = [s for s in training_sets(config) if not (s / "index.npz").exists()]
+    absent = [s for s in training_sets(config) if not is_finished(s)]
     constants = None if absent else sector_means(config)
     animator = Animator(loaded, backend=config.rasterizer)
 
