@@ -7,8 +7,8 @@ A million steps of 20 examples; the authors report some three weeks on one A100 
 published ones (`check_parity`), its step is compiled for TPU pods (`compile_ahead`).
 
 Every field that training knows is here with its meaning, what it may be is in
-`flexavatar_jax/training/config_check.py`. Other experiments start from this file and change what they
-are about.
+`flexavatar_jax/training/config_check.py`. Other experiments start from this file and change what
+they are about.
 """
 
 from ml_collections import ConfigDict

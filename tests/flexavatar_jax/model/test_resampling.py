@@ -13,7 +13,8 @@ def test_a_grid_is_sampled_by_definition(size, samples):
     maps = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     at = np.linspace(-1, 1, samples)
     expected = [[[bilinear(m, u, v) for u in at] for v in at] for m in maps]
-    np.testing.assert_allclose(sample_grid(jnp.asarray(maps), samples, samples), expected, atol=1e-6)
+    sampled = sample_grid(jnp.asarray(maps), samples, samples)
+    np.testing.assert_allclose(sampled, expected, atol=1e-6)
 
 
 def test_rows_and_columns_are_not_mixed_up():
