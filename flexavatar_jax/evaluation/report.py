@@ -91,10 +91,12 @@ def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) 
 
 
 def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
-    front = person.sectors.index("front") if "front" in person.sectors else 0
-    truth = _fit(person.truths[front], 4 * TILE)
     picture = _picture(
-        folder, "avatar_truth.png", truth, 4 * TILE, f"{person.name}, as a camera saw them"
+        folder,
+        "avatar_truth.png",
+        _fit(person.input, 4 * TILE),
+        4 * TILE,
+        f"{person.name}, as the camera saw them from where the avatar opens",
     )
     return (
         "<h2>The same person, to turn yourself</h2>"
@@ -103,7 +105,7 @@ def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
         f'<div class="row"><figure class="wide"><iframe src="{AVATAR_PAGE}" '
         f'title="the avatar of {html.escape(person.name)}, with sliders"></iframe>'
         "<figcaption>the avatar</figcaption></figure>"
-        f"<figure>{picture}<figcaption>the person</figcaption></figure></div>"
+        f"<figure>{picture}<figcaption>the person, in the view it opens with</figcaption></figure></div>"
     )
 
 
