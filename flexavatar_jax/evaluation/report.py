@@ -105,7 +105,8 @@ def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
         f'<div class="row"><figure class="wide"><iframe src="{AVATAR_PAGE}" '
         f'title="the avatar of {html.escape(person.name)}, with sliders"></iframe>'
         "<figcaption>the avatar</figcaption></figure>"
-        f"<figure>{picture}<figcaption>the person, in the view it opens with</figcaption></figure></div>"
+        f"<figure>{picture}<figcaption>the person, in the view it opens with</figcaption></figure>"
+        "</div>"
     )
 
 
