@@ -239,7 +239,8 @@ img, svg {{ max-width: 100%; height: auto; }} figcaption {{ text-align: center; 
 .wide {{ flex: 1 1 560px; min-width: min(100%, 320px); }}
 iframe {{ width: 100%; height: 530px; border: 1px solid #ddd; }}
 @media (max-width: 700px) {{ iframe {{ height: 85vh; }} td, th {{ padding: .2em .4em; }} }}
-td, th {{ padding: .2em 1em; text-align: right; }} table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+td, th {{ padding: .2em 1em; text-align: right; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 tr + tr {{ border-top: 1px solid #ddd; }}
 </style></head><body><h1>{title}</h1>
 {body}
