@@ -91,10 +91,12 @@ def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) 
 
 
 def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
-    front = person.sectors.index("front") if "front" in person.sectors else 0
-    truth = _fit(person.truths[front], 4 * TILE)
     picture = _picture(
-        folder, "avatar_truth.png", truth, 4 * TILE, f"{person.name}, as a camera saw them"
+        folder,
+        "avatar_truth.png",
+        _fit(person.input, 4 * TILE),
+        4 * TILE,
+        f"{person.name}, as the camera saw them from where the avatar opens",
     )
     return (
         "<h2>The same person, to turn yourself</h2>"
@@ -103,7 +105,8 @@ def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
         f'<div class="row"><figure class="wide"><iframe src="{AVATAR_PAGE}" '
         f'title="the avatar of {html.escape(person.name)}, with sliders"></iframe>'
         "<figcaption>the avatar</figcaption></figure>"
-        f"<figure>{picture}<figcaption>the person</figcaption></figure></div>"
+        f"<figure>{picture}<figcaption>the person, in the view it opens with</figcaption></figure>"
+        "</div>"
     )
 
 
@@ -231,12 +234,13 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1em; }}
-.row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; }}
+.row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; max-width: 100%; }}
 img, svg {{ max-width: 100%; height: auto; }} figcaption {{ text-align: center; color: #666; }}
 .wide {{ flex: 1 1 560px; min-width: min(100%, 320px); }}
 iframe {{ width: 100%; height: 530px; border: 1px solid #ddd; }}
 @media (max-width: 700px) {{ iframe {{ height: 85vh; }} td, th {{ padding: .2em .4em; }} }}
-td, th {{ padding: .2em 1em; text-align: right; }} table {{ border-collapse: collapse; }}
+td, th {{ padding: .2em 1em; text-align: right; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 tr + tr {{ border-top: 1px solid #ddd; }}
 </style></head><body><h1>{title}</h1>
 {body}
