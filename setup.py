@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 REQUIREMENTS = [
     "absl-py>=2.1",
@@ -57,7 +57,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]),
+    packages=find_namespace_packages(  # data_pipelines/inspect is a folder without __init__.py
+        include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]
+    ),
     package_data={"kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
