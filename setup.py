@@ -39,6 +39,7 @@ EXTRAS = {
     # Both for gs:// paths: gcsfs for checkpoints and logs, google-cloud-storage for tensorboardX.
     "tpu": ["jax[tpu]>=0.10", "gcsfs>=2024.6", "google-cloud-storage>=2.10"],
     "test": [
+        "beartype>=0.21",
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",
         "pytest>=8.2",
