@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 REQUIREMENTS = [
     "absl-py>=2.1",
@@ -41,6 +41,7 @@ EXTRAS = {
     "view": ["viser>=1.1"],
     "spz": ["gsply>=0.4.6", "zstandard>=0.23"],
     "test": [
+        "beartype>=0.21",
         "gsply>=0.4.6",
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",
@@ -65,7 +66,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]),
+    packages=find_namespace_packages(  # data_pipelines/inspect is a folder without __init__.py
+        include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]
+    ),
     package_data={
         "flexavatar_jax": ["avatars/export/page/*"],
         "kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"],

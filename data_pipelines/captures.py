@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_pipelines.frame import Frame
 
@@ -20,6 +20,7 @@ class SkippedFrame:
     reason: str
 
 
+@runtime_checkable
 class CaptureSet(Protocol):
     """A source of clips to prepare.
 

@@ -49,7 +49,11 @@ class WidenedCrop:
         return cls(ymin, ymax, xmin, xmax, 2 * margin - bottom, bottom, margin, margin)
 
     @classmethod
-    def to_box(cls, crop: Int[np.ndarray, "4"], box: tuple[int, int, int, int]) -> WidenedCrop:
+    def to_box(
+        cls,
+        crop: Int[np.ndarray, "4"] | tuple[int, int, int, int],
+        box: tuple[int, int, int, int],
+    ) -> WidenedCrop:
         """Widens `crop` to another box, also (ymin, ymax, xmin, xmax); margins may be negative."""
         ymin, ymax, xmin, xmax = map(int, crop)
         top, bottom, left, right = box

@@ -163,7 +163,7 @@ def ear_swelling(points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]
     return out * (np.abs(x) > 0.03)[..., None]
 
 
-def smoothstep(start: float, end: float, x: np.ndarray) -> np.ndarray:
+def smoothstep(start: float | int, end: float | int, x: np.ndarray) -> np.ndarray:
     """0 up to `start`, 1 from `end` on, a smooth cubic between."""
     t = np.clip((x - start) / (end - start), 0, 1)
     return t * t * (3 - 2 * t)

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -81,11 +82,14 @@ class BatchIterator(grain.DatasetIterator):
         super().__init__()
         self._batches, self._workers, self._max_bad_fraction = batches, workers, max_bad_fraction
         self._step = self._bad = self._read = 0
-        self._reader: grain.DatasetIterator | None = None
+        self._reader: list[grain.DatasetIterator] = []  # at most one
 
     def __next__(self) -> Batch:
         self.start_prefetch()
-        batch = next(self._reader)
+        batch = next(self._reader[0])
+        if self._workers:
+            # Out of shared memory, whose last users must be gone before Python ends.
+            batch = Batch(*map(np.array, batch))
         self._step += 1
         self._bad += int(batch.bad_records.sum())
         self._read += batch.example[:, 1:].size
@@ -98,8 +102,10 @@ class BatchIterator(grain.DatasetIterator):
 
     def start_prefetch(self) -> None:
         """Starts reading ahead, from the next step on."""
-        if self._reader is None:
-            self._reader = self._read_from(self._step)
+        if not self._reader:
+            self._reader = [self._read_from(self._step)]
+            # At the latest when Python ends: workers that outlive it leave shared memory behind.
+            self._finalizer = weakref.finalize(self, _close, self._reader)
 
     def get_state(self) -> dict[str, int]:
         return {"step": self._step}
@@ -109,9 +115,8 @@ class BatchIterator(grain.DatasetIterator):
         self._step = int(state["step"])
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._reader:
+            self._finalizer()
 
     def _read_from(self, step: int) -> grain.DatasetIterator:
         # A batch is an element of the source, so that workers share out whole batches. As one may
@@ -126,6 +131,11 @@ class BatchIterator(grain.DatasetIterator):
             processes = grain.MultiprocessingOptions(num_workers=self._workers)
             dataset = dataset.mp_prefetch(processes, _live_as_long_as_the_run)
         return iter(dataset)
+
+
+def _close(readers: list[grain.DatasetIterator]) -> None:
+    while readers:
+        readers.pop().close()
 
 
 def _live_as_long_as_the_run(worker: int, count: int) -> None:

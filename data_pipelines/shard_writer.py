@@ -491,6 +491,6 @@ def _map(job: _ShardJob, shards: list[int], workers: int) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
-def starts(lengths: Iterable[int]) -> np.ndarray:
+def starts(lengths: list[int] | np.ndarray) -> np.ndarray:
     """[n+1] where each of n runs of these lengths starts, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

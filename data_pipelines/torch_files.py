@@ -14,6 +14,7 @@ import math
 import pickletools
 import re
 import struct
+import types
 import zipfile
 from typing import Any
 
@@ -72,8 +73,8 @@ _CONSTANTS = {
 
 _CONSTANT_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
-MAX_OPCODES = 500_000
-"""Of a pickle, 1 to 2 s of interpreting; a checkpoint of a thousand tensors has some 30,000."""
+MAX_OPCODES = 200_000
+"""Of a pickle, half a second of work; a checkpoint of a thousand tensors has some 30,000."""
 
 MAX_NODES, MAX_DEPTH = 1_000_000, 100
 """What the containers of a file may come to when they are walked through, as readers will."""
@@ -501,7 +502,7 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     )
 
 
-def _expect(value: Any, kind: type) -> Any:
+def _expect(value: Any, kind: type | types.UnionType) -> Any:
     if not isinstance(value, kind):
         raise _RefusedError(
             f"its pickle has a {type(value).__name__} where a {getattr(kind, '__name__', kind)} "

@@ -306,3 +306,22 @@ def test_mistakes_in_the_config_are_named(root, changes, sentence):
 def test_batch_must_divide_among_processes(root):
     with pytest.raises(UserError, match="batch of 5 does not divide among 2"):
         make_iterator(config(root), seed=0, global_batch=5, process_count=2)
+
+
+def test_a_program_that_ends_without_closing_leaves_no_shared_memory_and_no_warning(root):
+    program = """
+import json, sys
+from ml_collections import ConfigDict
+from data_pipelines.mixture import make_iterator
+if __name__ == "__main__":
+    batches = make_iterator(ConfigDict(json.loads(sys.argv[1])), seed=0, global_batch=4, workers=1)
+    kept = [next(batches) for _ in range(3)]
+"""
+    script = root / "program.py"
+    script.write_text(program)
+    arguments = [sys.executable, str(script), json.dumps(config(root).to_dict())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
+    assert "Error" not in done.stderr

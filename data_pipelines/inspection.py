@@ -4,8 +4,9 @@ DIR is a prepared data set or a folder of several. For each, counts are printed 
 written into its folder (or `--out`):
 
     frames.png     a contact sheet with the head's axes (x red to the person's left, y green up, z
-                   blue out of the face) and the outlines of the head template drawn over the
-                   images, so that a wrong camera is seen at once
+                   blue out of the face), the outlines of the head template and, where they are
+                   to be seen, its eyes, nose and mouth in pink drawn over the images, so that a
+                   wrong camera, or a head that faces the wrong way, is seen at once
     cameras.png    where the cameras stand, on a sphere round the head, seen from three sides
 
 The template is an average head with a neutral face: it must sit where the head is and look where
@@ -30,7 +31,14 @@ from tqdm import tqdm
 from data_pipelines.errors import UserError, report_error
 from data_pipelines.files import writing
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
-from data_pipelines.head_mesh import Mesh, template_mesh
+from data_pipelines.head_mesh import (
+    EYE_HEIGHT,
+    EYE_OFFSET,
+    MOUTH_HEIGHT,
+    MOUTH_WIDTH,
+    Mesh,
+    template_mesh,
+)
 from data_pipelines.index import find_sets
 from data_pipelines.record import parse_fields
 from data_pipelines.shards import PreparedSet
@@ -40,7 +48,7 @@ MOST_CAMERAS = 2000
 
 AXES = {"x": (255, 70, 60), "y": (60, 220, 70), "z": (80, 140, 255)}
 AXIS_LENGTH = 0.1  # metres
-OUTLINE = (255, 230, 60)
+OUTLINE, FACE = (255, 230, 60), (255, 90, 220)
 SOURCE_NAMES = {MONOCULAR: "monocular", MULTI_VIEW: "multi-view"}
 SOURCE_COLOURS = {MONOCULAR: (230, 120, 20), MULTI_VIEW: (20, 100, 210)}
 
@@ -150,6 +158,10 @@ def draw_head(frame: Frame, mesh: Mesh) -> Image.Image:
     for i, j in _outline(mesh.faces[towards]):
         if ahead[i] and ahead[j]:
             draw.line([*points[i], *points[j]], OUTLINE, width=scale)
+    for i in _face_vertices(mesh)[np.isin(_face_vertices(mesh), mesh.faces[towards])]:
+        if ahead[i]:
+            x, y = points[i]
+            draw.ellipse([x - 2 * scale, y - 2 * scale, x + 2 * scale, y + 2 * scale], FACE)
     tips, ahead = (a[0] for a in project(camera, np.vstack([np.zeros(3), AXIS_LENGTH * np.eye(3)])))
     tips = tips * size * scale
     if ahead.all():
@@ -226,6 +238,15 @@ def camera_sphere(cams: Cameras, size: int = 480) -> Image.Image:
             (8 * scale, (8 + 18 * line) * scale), text, SOURCE_COLOURS[source], font_size=13 * scale
         )
     return picture.resize((size * len(views), size), Image.Resampling.BOX)
+
+
+def _face_vertices(mesh: Mesh) -> Int[np.ndarray, "V"]:
+    """Vertices of the template's eyes, nose and mouth: a head without a face has no front."""
+    x, y, z = mesh.vertices.T
+    eyes = np.hypot(np.abs(x) - EYE_OFFSET, y - EYE_HEIGHT) < 0.009
+    nose = (np.abs(x) < 0.004) & (np.abs(y + 0.003) < 0.017)
+    mouth = (np.abs(x) < MOUTH_WIDTH) & (np.abs(y - MOUTH_HEIGHT) < 0.005)
+    return np.flatnonzero((z > 0) & (eyes | nose | mouth))
 
 
 def _faces_towards(mesh: Mesh, cam2head: Float[np.ndarray, "4 4"]) -> np.ndarray:
