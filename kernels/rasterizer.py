@@ -148,7 +148,8 @@ def rasterize(
       overflow: what else happens where something did not fit: "warn" (a `RuntimeWarning`, once),
         "error" (inside of `jax.jit` it comes out of the runtime as `JaxRuntimeError`) or "count"
         (nothing else). The first two put a host callback into a compiled program, which JAX then
-        does not keep in its compilation cache.
+        does not keep in its compilation cache, nor lower for another platform than its own: pass
+        "count" there (within `compiling_for`, "warn" is "count").
 
     All is computed in float32, whatever `jax_enable_x64` says. Arrays sharded over the `Explicit`
     axes of a mesh along the images give images sharded alike; capacity is then guessed as in jit.
@@ -163,6 +164,8 @@ def rasterize(
     _check_near(near)
     if overflow not in OVERFLOW:
         raise ValueError(f"overflow is {overflow!r}; expected one of {', '.join(OVERFLOW)}")
+    if overflow == "warn" and _ahead_for.get():
+        overflow = "count"  # A callback can be compiled only for the devices of this process.
     _warn_of_rounding(means, scales)
     settings = {
         **{"width": int(width), "height": int(height)},
