@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -105,6 +106,44 @@ def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, 
     return max(1, min(most, max(touched * num_splats, 1 << 16)))
 
 
+SLOT_BYTES = 40
+"""Memory that a backend takes for a slot of an image, about."""
+
+
+def check_memory(slots: int, num: int, images: int) -> None:
+    """Refuses more slots an image than there is memory for, with the cause. `num` Gaussians."""
+    needed, free = SLOT_BYTES * slots * images, free_memory()
+    if slots >= MAX_SLOTS or (free is not None and needed > free):
+        raise ValueError(
+            f"{images} image(s) of {num} Gaussians have up to {slots} intersections with tiles "
+            f"each, {slots / max(num, 1):.0f} a Gaussian, which take about {needed / 1e9:.0f} GB "
+            f"and more than there is: the Gaussians are too large for the image; check the units "
+            "of the scales (not their logarithms) and that means, cameras and sizes go together, "
+            "or render fewer or smaller images at once"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that JAX's default device can have, or None where it doesn't say."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("bytes_limit")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_rows(images: int, capacity: int) -> None:
+    """Refuses a batch whose slots, counted through all images, an int32 cannot number."""
+    if images * capacity >= 2**31:
+        raise ValueError(
+            f"capacity is {capacity} for {images} images; expected fewer than 2^31 intersections "
+            "in all: lower `capacity` or render fewer images at once"
+        )
+
+
 def round_capacity(slots: int) -> int:
     """At most 25% (or 255) slots more, by few values: rarely a new shape to compile for."""
     step = max(256, (1 << max(slots, 1).bit_length()) // 8)
@@ -137,29 +176,29 @@ def sort_intersections(
     """
     across, down = grid(width, height, tile)
     tiles, num = across * down, splats.depths.shape[0]
-    order = jnp.argsort(splats.depths, stable=True)
-    first, counts, reach = tile_boxes(splats, width, height, tile)
+    order = jnp.argsort(splats.depths, stable=True).astype(jnp.int32)
+    # All below is in order of depth, as the slots are: they read what is side by side in memory.
+    near_to_far = jax.tree.map(lambda a: a[order], splats._replace(features=splats.depths))
+    first, counts, reach = tile_boxes(near_to_far, width, height, tile)
     slots_of = jnp.prod(counts, -1)
-    ends_by_depth = lax.associative_scan(_add_up_to_limit, slots_of[order])
-    ends = jnp.zeros_like(slots_of).at[order].set(ends_by_depth, unique_indices=True)
-    total = ends_by_depth[-1]
+    ends = lax.associative_scan(_add_up_to_limit, slots_of)
+    begins, total = ends - slots_of, ends[-1]
 
     # The splat of a slot: marked at each splat's first slot by its rank in depth, which only grows.
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    firsts = jnp.where(slots_of > 0, ends - slots_of, capacity)[order]
-    rank = jnp.arange(num, dtype=jnp.int32)
-    ranks = lax.cummax(jnp.zeros(capacity, jnp.int32).at[firsts].set(rank, mode="drop"))
-    splat = order[ranks]
-    within = slot - (ends - slots_of)[splat]
-    wide = jnp.maximum(counts[splat, 0], 1)
-    cell = first[splat] + jnp.stack([within % wide, within // wide], -1)
+    marks = jnp.where(slots_of > 0, begins, capacity)
+    number = jnp.arange(num, dtype=jnp.int32)
+    rank = lax.cummax(jnp.zeros(capacity, jnp.int32).at[marks].set(number, mode="drop"))
+    within = slot - begins[rank]
+    wide = jnp.maximum(counts[rank, 0], 1)
+    cell = first[rank] + jnp.stack([within % wide, within // wide], -1)
 
     corner = cell.astype(jnp.float32) * jnp.array(tile, jnp.float32) + 0.5
-    corner = corner - splats.means[splat]
+    corner = corner - near_to_far.means[rank]
     sigma = nearest_sigma(
-        splats.cholesky[splat], corner, corner + jnp.array(tile, jnp.float32) - 1.0
+        near_to_far.cholesky[rank], corner, corner + jnp.array(tile, jnp.float32) - 1.0
     )
-    touched = (slot < total) & (sigma <= reach[splat] + SLACK)
+    touched = (slot < total) & (sigma <= reach[rank] + SLACK)
     cell_index = jnp.where(touched, cell[:, 1] * across + cell[:, 0], tiles).astype(jnp.uint32)
 
     if (tiles + 1) * capacity < 2**32:
@@ -170,12 +209,14 @@ def sort_intersections(
     else:
         sorted_tile, slots = lax.sort((cell_index, slot), num_keys=1, is_stable=True)
     starts = jnp.searchsorted(sorted_tile, jnp.arange(tiles + 1, dtype=jnp.uint32))
+    by_splat = jnp.zeros((num, 2), jnp.int32).at[order]
+    by_splat = by_splat.set(jnp.stack([ends, slots_of], -1), unique_indices=True)
     return Bins(
-        splats=splat[slots],
+        splats=order[rank[slots]],
         starts=starts.astype(jnp.int32),
         slots=slots,
-        ends=ends,
-        counts=slots_of,
+        ends=by_splat[:, 0],
+        counts=by_splat[:, 1],
         overflow=jnp.maximum(total - capacity, 0).astype(jnp.int32),
     )
 

@@ -6,7 +6,8 @@ array [splats, pixels], and transmittance is a running sum of log(1 - alpha) dow
 
 The backward pass walks the tiles back to front, from the transmittance that each pixel ended with,
 and adds up what lies behind each splat: nothing is subtracted. It leaves a row of gradients for
-every intersection, which a third kernel sums splat by splat: no atomics, so the same bits each run.
+every intersection, which a third kernel sums splat by splat: no atomics, so the same bits every
+run.
 
 Pallas's Triton lowering needs sizes that are powers of two. It is in JAX 0.10 and, deprecated in
 favour of Mosaic GPU, in JAX 0.12. Mosaic GPU is made for the tensor cores' large matrices and wants

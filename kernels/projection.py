@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 BLUR = 0.3
@@ -18,6 +19,9 @@ BLUR = 0.3
 
 FRUSTUM_MARGIN = 0.3
 """The Jacobian is taken within the view frustum widened by this share of tan(fov/2)."""
+
+MAX_SCALE = 1e10
+"""Larger scales are taken for this one, whose square float32 still holds in pixels."""
 
 MIN_ALPHA = 1.0 / 255.0
 MAX_ALPHA = 0.99
@@ -69,7 +73,7 @@ def project(
     """
     # Coordinates first and Gaussians last: everything below is arithmetic on vectors of N, which
     # compilers fuse, and whose precision doesn't depend on how a device multiplies matrices.
-    means, quats, scales = means.T, quats.T, scales.T
+    means, quats, scales = means.T, quats.T, jnp.clip(scales.T, -MAX_SCALE, MAX_SCALE)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     x, y, depth = sum(viewmat[:3, j, None] * means[j] for j in range(3)) + viewmat[:3, 3, None]
     visible = depth >= near
@@ -111,6 +115,9 @@ def project(
 
 def _rotation_matrices(quats: Float[Array, "4 N"]) -> Float[Array, "3 3 N"]:
     """Rotation matrices of quaternions (w, x, y, z), which are normalised first (0 stays 0)."""
+    # Squares of the smallest and largest numbers leave float32's range.
+    largest = jnp.max(jnp.abs(lax.stop_gradient(quats)), axis=0)
+    quats = quats * jnp.where(largest > 1e15, 1e-20, jnp.where(largest < 1e-15, 1e20, 1.0))
     norm2 = jnp.sum(quats**2, axis=0)
     w, x, y, z = quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1.0))
     rows = [

@@ -31,6 +31,7 @@ import importlib
 import logging
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,11 +39,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from kernels import binning
+from kernels import binning, harmonics, meshes, modes
 from kernels.projection import Splats, project
 
 BACKENDS = {
@@ -55,6 +58,12 @@ BACKENDS = {
 
 PREFERENCE = {"cpu": ("xla",), "tpu": ("pallas_tpu", "xla"), "gpu": ("cuda", "pallas_gpu", "xla")}
 """What `auto` tries on each platform, best first."""
+
+GAUSSIANS = ("means", "quats", "scales", "opacities", "colors")
+CAMERAS = ("viewmats", "Ks")
+
+OVERFLOW = ("warn", "error", "count")
+"""What may happen, besides counting, where intersections don't fit the capacity."""
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +108,19 @@ def rasterize(
     quats: Float[ArrayLike, "*g N 4"],
     scales: Float[ArrayLike, "*g N 3"],
     opacities: Float[ArrayLike, "*g N"],
-    colors: Float[ArrayLike, "*g N C"],
+    colors: Float[ArrayLike, "*p N C"] | None,
     viewmats: Float[ArrayLike, "*b 4 4"],
     Ks: Float[ArrayLike, "*b 3 3"],
     *,
     width: int,
     height: int,
+    sh: Float[ArrayLike, "*g N K C"] | None = None,
     background: Float[ArrayLike, "*k C"] | None = None,
     near: float = 0.01,
     antialiased: bool = False,
     backend: str = "auto",
     capacity: int | None = None,
+    overflow: str = "warn",
 ) -> Render:
     """Render images of 3D Gaussians; differentiable in every array, and fine under jit and vmap.
 
@@ -119,60 +130,147 @@ def rasterize(
       quats: rotations (w, x, y, z), normalised here.
       scales: standard deviations along the rotated axes, world units.
       opacities: in [0, 1].
-      colors: any number of channels, any range; blended as they are.
+      colors: any number of channels, any range; blended as they are. With the Gaussians' leading
+        shape or the cameras': shared Gaussians may have a colour for each camera.
       viewmats: world to camera, OpenCV axes (x right, y down, z forward).
       Ks: intrinsics in pixels; no skew.
       width, height: size of the images in pixels.
+      sh: instead of `colors` (then None), coefficients of spherical harmonics of degree 0 to 3
+        (K = 1, 4, 9 or 16), evaluated for each camera by `harmonics.shade`.
       background: colours behind everything, per image (*k is *b) or for all; None is 0.
-      near: Gaussians nearer than this z are not drawn.
+      near: Gaussians nearer than this z are not drawn (those at it are); a number over 0.
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
       backend: one of `BACKENDS`, or "auto" for the best that runs on JAX's default device.
       capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
         `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians
         `binning.GUESSED_PIXELS` wide need, but at least 65,536 (or all tiles, if that is less).
-        What did not fit is counted in `Render.overflow`, never dropped silently.
+        `count_capacity` says what a scene needs. What did not fit is counted in `Render.overflow`.
+      overflow: what else happens where something did not fit: "warn" (a `RuntimeWarning`, once),
+        "error" (inside of `jax.jit` it comes out of the runtime as `JaxRuntimeError`) or "count"
+        (nothing else). The first two put a host callback into a compiled program, which JAX then
+        does not keep in its compilation cache, nor lower for another platform than its own: pass
+        "count" there (within `compiling_for`, "warn" is "count").
+
+    All is computed in float32, whatever `jax_enable_x64` says. Arrays sharded over the `Explicit`
+    axes of a mesh along the images give images sharded alike; capacity is then guessed as in jit.
 
     Raises:
       ValueError: shapes that don't go together, sizes that aren't integers of 1 or more, an unknown
-        backend, or, outside of `jax.jit` (inside, values aren't known), NaN or infinite values: the
-        message names the array.
+        backend, more intersections than there is memory for, or, outside of `jax.jit` (inside,
+        values aren't known), NaN or infinite values: the message names the array.
       BackendUnavailableError: the backend asked for cannot run here.
     """
     _check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
+    _check_near(near)
+    if overflow not in OVERFLOW:
+        raise ValueError(f"overflow is {overflow!r}; expected one of {', '.join(OVERFLOW)}")
+    if overflow == "warn" and _ahead_for.get():
+        overflow = "count"  # A callback can be compiled only for the devices of this process.
+    _warn_of_rounding(means, scales)
+    settings = {
+        **{"width": int(width), "height": int(height)},
+        **{"near": float(near), "antialiased": bool(antialiased)},
+    }
+    if (colors is None) == (sh is None):
+        raise ValueError("expected either colors or sh, and None for the other")
     gaussians = {
         "means": means,
         "quats": quats,
         "scales": scales,
         "opacities": opacities,
-        "colors": colors,
+        **({"colors": colors} if sh is None else {"sh": sh}),
     }
     cameras = {"viewmats": viewmats, "Ks": Ks}
     if background is None:
-        background = jnp.zeros(jnp.shape(colors)[-1:], jnp.float32)
-    inputs = {
-        name: jnp.asarray(a, jnp.float32)
-        for name, a in {**gaussians, **cameras, "background": background}.items()
-    }
-    batch = _check_shapes(inputs)
-    _check_finite(inputs)
-    chosen = choose_backend(backend)
+        background = np.zeros(jnp.shape(colors if sh is None else sh)[-1:], np.float32)
+    with modes.standard():
+        inputs = {
+            name: jnp.asarray(a, jnp.float32)
+            for name, a in {**gaussians, **cameras, "background": background}.items()
+        }
+        batch = _check_shapes(inputs)
+        chosen = choose_backend(backend)
 
-    # One flat axis of images; Gaussians have it or not.
-    images = math.prod(batch)
-    shared = inputs["means"].ndim == 2
-    flat = dict(inputs)
-    for name in cameras if shared else (*gaussians, *cameras):
-        flat[name] = inputs[name].reshape(images, *inputs[name].shape[len(batch) :])
-    channels = inputs["colors"].shape[-1]
-    flat["background"] = jnp.broadcast_to(inputs["background"], (*batch, channels))
-    flat["background"] = flat["background"].reshape(images, channels)
-    settings = {"width": width, "height": height, "near": near, "antialiased": antialiased}
+        def render(inputs, capacity):
+            return _render_batch(inputs, batch, chosen, capacity, overflow, settings)
+
+        if meshes.is_explicit(inputs["viewmats"]):
+            return meshes.map_images(render, inputs, batch, capacity)
+        _check_finite(inputs)
+        return render(inputs, capacity)
+
+
+def _render_batch(inputs, batch, backend, capacity, overflow, settings) -> Render:
+    """One flat axis of images; Gaussians have it or not."""
+    batch = inputs["viewmats"].shape[: len(batch)]
+    if "sh" in inputs:
+        inputs = _shade(inputs, batch)
+    images, channels = math.prod(batch), inputs["colors"].shape[-1]
+    flat, shared = _flatten(inputs, batch)
+    background = jnp.broadcast_to(inputs["background"], (*batch, channels))
+    flat["background"] = background.reshape(images, channels)
     if flat["means"].shape[-2] == 0 or images == 0:
         capacity = 1
     elif capacity is None:
-        capacity = choose_capacity(flat, shared, chosen, settings)
-    out = _render(flat, shared=shared, backend=chosen, capacity=capacity, **settings)
+        capacity, counted = choose_capacity(flat, shared, backend, settings)
+        overflow = "count" if counted else overflow
+    out = _render(
+        flat, shared=shared, backend=backend, capacity=capacity, overflow=overflow, **settings
+    )
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
+
+
+def _flatten(inputs: dict[str, Array], batch: tuple[int, ...]) -> tuple[dict[str, Array], bool]:
+    """Cameras with one axis of images, and Gaussians too unless they are shared; and whether."""
+    shared = inputs["means"].ndim == 2
+    flat, images = dict(inputs), math.prod(batch)
+    own = [] if shared else ["means", "quats", "scales", "opacities"]
+    own += ["colors"] if inputs["colors"].ndim > 2 else []
+    for name in (*own, *CAMERAS):
+        flat[name] = inputs[name].reshape(images, *inputs[name].shape[len(batch) :])
+    return flat, shared
+
+
+def _shade(inputs: dict[str, Array], batch: tuple[int, ...]) -> dict[str, Array]:
+    """`colors` of each image in place of `sh`."""
+    inputs, images = dict(inputs), math.prod(batch)
+    sh, means = inputs.pop("sh"), inputs["means"]
+    own = None if means.ndim == 2 else 0
+    if own == 0:
+        sh, means = (a.reshape(images, *a.shape[len(batch) :]) for a in (sh, means))
+    viewmats = inputs["viewmats"].reshape(images, 4, 4)
+    colors = jax.vmap(harmonics.shade, (own, own, 0))(sh, means, viewmats)
+    return inputs | {"colors": colors.reshape(*batch, *colors.shape[1:])}
+
+
+def count_capacity(
+    means: Float[ArrayLike, "*g N 3"],
+    quats: Float[ArrayLike, "*g N 4"],
+    scales: Float[ArrayLike, "*g N 3"],
+    opacities: Float[ArrayLike, "*g N"],
+    viewmats: Float[ArrayLike, "*b 4 4"],
+    Ks: Float[ArrayLike, "*b 3 3"],
+    *,
+    width: int,
+    height: int,
+    near: float = 0.01,
+    antialiased: bool = False,
+    backend: str = "auto",
+) -> int:
+    """The `capacity` that `rasterize` needs for a scene, up to a quarter more: not under `jit`.
+
+    Arguments as for `rasterize`. For scenes that change, as in training, leave room for growth.
+    """
+    _check_sizes(width=width, height=height)
+    _check_near(near)
+    with modes.standard():
+        arrays = (means, quats, scales, opacities, jnp.zeros((*jnp.shape(means)[:-1], 1)))
+        inputs = dict(zip(GAUSSIANS, arrays, strict=True)) | {"viewmats": viewmats, "Ks": Ks}
+        inputs = {name: jnp.asarray(a, jnp.float32) for name, a in inputs.items()}
+        batch = _check_shapes(inputs | {"background": jnp.zeros(1)})
+        flat, shared = _flatten(inputs, batch)
+        settings = {"width": width, "height": height, "near": near, "antialiased": antialiased}
+        return choose_capacity(flat, shared, choose_backend(backend), settings)[0]
 
 
 class BackendUnavailableError(ValueError):
@@ -268,11 +366,42 @@ def _check_sizes(**sizes: int) -> None:
     ]
     if wrong:
         raise ValueError(f"{' and '.join(wrong)}; expected integers of 1 or more")
+    large = [f"{name} is {value}" for name, value in sizes.items() if value > binning.MAX_SLOTS]
+    if large:
+        raise ValueError(f"{' and '.join(large)}; expected at most {binning.MAX_SLOTS}")
+
+
+def _check_near(near: float) -> None:
+    if isinstance(near, jax.core.Tracer):
+        raise ValueError(
+            "near is traced by a JAX transformation; expected a number: make it static, or close "
+            "over it"
+        )
+    if not isinstance(near, numbers.Real | np.ndarray) or not 0 < float(near) < math.inf:
+        raise ValueError(f"near is {near!r}; expected a finite number over 0")
+
+
+def _warn_of_rounding(means: ArrayLike, scales: ArrayLike) -> None:
+    """Float64 far from the origin loses in float32 what a renderer shows."""
+    known = all(isinstance(a, np.ndarray) and a.dtype == np.float64 for a in (means, scales))
+    if not known or not means.size or not scales.size:
+        return
+    lost = np.max(np.abs(means - means.astype(np.float32)))
+    size = np.median(np.max(scales, -1))
+    if lost > 0.05 * size:
+        warnings.warn(
+            f"means of up to {np.max(np.abs(means)):.3g} are rounded to float32 by up to "
+            f"{lost:.2g}, beside scales of {size:.2g}: subtract the scene's centre from the means "
+            "and move the cameras along",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
     """The leading shape of the images. Raises ValueError if the shapes don't go together."""
-    means, colors, viewmats = inputs["means"], inputs["colors"], inputs["viewmats"]
+    means, viewmats = inputs["means"], inputs["viewmats"]
+    colors = inputs.get("colors", inputs.get("sh"))
     if viewmats.ndim < 2 or means.ndim < 2 or colors.ndim < 2:
         raise ValueError(
             "viewmats must be [*b,4,4], means [*b,N,3] and colors [*b,N,C]; they are "
@@ -284,12 +413,20 @@ def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
         raise ValueError(
             f"means have leading shape {own}; expected that of viewmats, {batch}, or none"
         )
+    if "sh" in inputs:
+        size = colors.shape[-2]
+        if size not in harmonics.SIZES:
+            raise ValueError(f"sh has {size} coefficients; expected one of {harmonics.SIZES}")
+        painted = {"sh": (*own, num, size, channels)}
+    else:
+        cameras_too = colors.shape[:-2] == batch
+        painted = {"colors": (*(batch if cameras_too else own), num, channels)}
     expected = {
         "means": (*own, num, 3),
         "quats": (*own, num, 4),
         "scales": (*own, num, 3),
         "opacities": (*own, num),
-        "colors": (*own, num, channels),
+        **painted,
         "viewmats": (*batch, 4, 4),
         "Ks": (*batch, 3, 3),
     }
@@ -320,14 +457,19 @@ def _all_finite(inputs):
     return jnp.stack([jnp.isfinite(inputs[name]).all() for name in sorted(inputs)])
 
 
-def choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> int:
-    """Slots an image: counted where values are known, else by number of Gaussians and tiles."""
+def choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> tuple[int, bool]:
+    """Slots an image: counted where values are known, else by number of Gaussians and tiles.
+
+    And whether they were counted.
+    """
     shape = {"width": settings["width"], "height": settings["height"], "tile": backend.tile}
+    num = flat["means"].shape[-2]
     try:
         slots = int(_count(flat, shared=shared, tile=backend.tile, **settings))
     except jax.errors.ConcretizationTypeError:
-        return binning.default_capacity(flat["means"].shape[-2], **shape)
-    return binning.round_capacity(slots)
+        return binning.default_capacity(num, **shape), False
+    binning.check_memory(slots, num, len(flat["viewmats"]))
+    return binning.round_capacity(slots), True
 
 
 def _project_images(flat, shared: bool, **settings) -> Splats:
@@ -335,7 +477,8 @@ def _project_images(flat, shared: bool, **settings) -> Splats:
     own = None if shared else 0
     names = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
     one = functools.partial(project, **settings)
-    return jax.vmap(one, in_axes=(own,) * 5 + (0, 0))(*(flat[name] for name in names))
+    painted = 0 if flat["colors"].ndim == 3 else None
+    return jax.vmap(one, in_axes=(own,) * 4 + (painted, 0, 0))(*(flat[name] for name in names))
 
 
 @functools.partial(
@@ -351,9 +494,14 @@ def _count(flat, *, shared, tile, width, height, near, antialiased):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("shared", "backend", "capacity", "width", "height", "near", "antialiased"),
+    static_argnames=(
+        *("shared", "backend", "capacity", "overflow"),
+        *("width", "height", "near", "antialiased"),
+    ),
 )
-def _render(flat, *, shared, backend, capacity, width, height, near, antialiased) -> Render:
+def _render(
+    flat, *, shared, backend, capacity, overflow, width, height, near, antialiased
+) -> Render:
     background = flat["background"][:, None, None]
     images, channels = flat["background"].shape
     if flat["means"].shape[-2] == 0 or images == 0:
@@ -363,22 +511,50 @@ def _render(flat, *, shared, backend, capacity, width, height, near, antialiased
     splats = _project_images(
         flat, shared, width=width, height=height, near=near, antialiased=antialiased
     )
-    features, alpha, overflow = blend(
+    features, alpha, dropped = blend(
         splats, backend=backend, width=width, height=height, capacity=capacity
     )
+    if overflow != "count":
+        report = functools.partial(_report_overflow, capacity=capacity, error=overflow == "error")
+
+        def call(dropped):
+            if overflow == "error":
+                io_callback(report, None, dropped)
+            else:
+                jax.debug.callback(report, dropped)
+
+        lax.cond(jnp.any(dropped > 0), call, lambda dropped: None, lax.stop_gradient(dropped))
     return Render(
         color=features[..., :-1] + (1.0 - alpha)[..., None] * background,
         alpha=alpha,
         depth=features[..., -1] / jnp.maximum(alpha, 1e-10),
-        overflow=overflow,
+        overflow=dropped,
     )
+
+
+_reported: set[int] = set()
+
+
+def _report_overflow(dropped, *, capacity: int, error: bool) -> None:
+    """Warns once of a capacity that is too small, or raises."""
+    most = int(np.max(dropped))
+    message = (
+        f"{most} intersections of Gaussians with tiles did not fit an image's capacity of "
+        f"{capacity} and were not drawn: pass a larger `capacity` (`count_capacity` says which), "
+        "or use smaller Gaussians"
+    )
+    if error:
+        raise ValueError(message)
+    if capacity not in _reported:
+        _reported.add(capacity)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def blend(splats: Splats, *, backend: Backend, width: int, height: int, capacity: int) -> Blend:
     """A backend's `forward`, differentiable by its `backward`, with vmapped axes folded in."""
     settings = {"width": width, "height": height, "capacity": capacity}
-    forward = _fold_vmap(functools.partial(backend.forward, **settings))
-    backward = _fold_vmap(functools.partial(backend.backward, **settings))
+    forward = _fold_vmap(_any_images(functools.partial(backend.forward, **settings)))
+    backward = _fold_vmap(_any_images(functools.partial(backend.backward, **settings)))
 
     @jax.custom_vjp
     def run(splats):
@@ -396,6 +572,21 @@ def blend(splats: Splats, *, backend: Backend, width: int, height: int, capacity
     return run(splats)
 
 
+def _any_images(function: Callable) -> Callable:
+    """`function` of a flat batch that may be empty, in JAX's standard modes."""
+
+    def run(*args):
+        # JAX differentiates long after `rasterize` has returned: its modes are set here again.
+        with modes.standard():
+            if len(jax.tree.leaves(args)[0]):
+                return function(*args)
+            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), args)
+            out = jax.eval_shape(function, *one)
+            return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), out)
+
+    return run
+
+
 def _fold_vmap(function: Callable) -> Callable:
     """`function` of a flat batch, such that `vmap` enlarges the batch instead of adding an axis."""
     folded = custom_vmap(function)
@@ -405,9 +596,10 @@ def _fold_vmap(function: Callable) -> Callable:
         args = jax.tree.map(
             lambda a, has: a if has else jnp.broadcast_to(a, (size, *a.shape)), args, tuple(batched)
         )
-        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), args)
+        flat = jax.tree.map(lambda a: a.reshape(size * a.shape[1], *a.shape[2:]), args)
+        images = jax.tree.leaves(args)[0].shape[1]
         out = folded(*flat)
-        out = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), out)
+        out = jax.tree.map(lambda a: a.reshape(size, images, *a.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return folded

@@ -30,6 +30,8 @@ TILE = (8, 8)
 PIXELS = TILE[0] * TILE[1]
 CHUNK = 16
 """Splats of each tile that are blended at a time."""
+MIN_SORT = 8192
+"""Slots of an image below which it isn't worth while to sort fewer."""
 CPU_BLOCK = 64
 """Tiles blended at a time: 256 KiB an array of a chunk, which a CPU core's cache holds."""
 BLOCK = 8192
@@ -79,6 +81,7 @@ class _Chunk(NamedTuple):
 
 def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Residuals]:
     """See `rasterizer.Backend`."""
+    binning.check_rows(len(splats.depths), capacity)
     bins = _sort(splats, width=width, height=height, capacity=capacity)
     blend = functools.partial(_blend, width=width, height=height)
     features, alpha, transmittance, reached = lax.platform_dependent(
@@ -121,23 +124,25 @@ def backward(
 
 
 def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
-    """Sorted intersections. Of a capacity that was guessed, only what is needed costs time."""
+    """Sorted intersections; of the capacity, no more than twice of what is needed costs time."""
     size = {"width": width, "height": height, "tile": TILE}
-    sort = functools.partial(binning.sort_images, **size)
-    small = capacity // 8
-    if small < 4096 or capacity != binning.default_capacity(splats.depths.shape[1], **size):
-        return sort(splats, capacity=capacity)
 
-    def sort_small(splats):
-        bins = sort(splats, capacity=small)
-        padding = ((0, 0), (0, capacity - small))
+    def sort(splats, slots):
+        bins = binning.sort_images(splats, capacity=slots, **size)
+        padding = ((0, 0), (0, capacity - slots))
         return bins._replace(
             splats=jnp.pad(bins.splats, padding), slots=jnp.pad(bins.slots, padding)
         )
 
-    needed = jax.vmap(functools.partial(binning.count_slots, **size))(splats)
-    return lax.cond(
-        jnp.max(needed) <= small, sort_small, functools.partial(sort, capacity=capacity), splats
+    sizes = [capacity]
+    while sizes[-1] >= 2 * MIN_SORT:
+        sizes.append(-(-sizes[-1] // 2))
+    needed = jnp.max(jax.vmap(functools.partial(binning.count_slots, **size))(splats))
+    smallest = sum((needed <= slots).astype(jnp.int32) for slots in sizes[1:])
+    return lax.switch(
+        jnp.asarray(smallest, jnp.int32),
+        [functools.partial(sort, slots=slots) for slots in sizes],
+        splats,
     )
 
 

@@ -205,10 +205,8 @@ def prepare_backend(scene: Scene, size: int, backend: str) -> tuple[Callable, Ca
 
 def exact_capacity(inputs: list[jax.Array], size: int, backend: str) -> int:
     """The capacity that `rasterize` chooses where it sees the values."""
-    flat = dict(zip(Scene._fields, inputs, strict=True))
-    settings = {"width": size, "height": size, "near": 0.01, "antialiased": False}
-    shared = inputs[0].ndim == 2
-    return rasterizer.choose_capacity(flat, shared, rasterizer.choose_backend(backend), settings)
+    gaussians, cameras = inputs[:4], inputs[5:]
+    return rasterizer.count_capacity(*gaussians, *cameras, width=size, height=size, backend=backend)
 
 
 def load_scene(name: str, args: argparse.Namespace) -> Scene:

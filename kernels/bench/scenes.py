@@ -86,7 +86,7 @@ def look_at_gaussians(gaussians: GaussianCloud, images: int = 1, size: int = 512
         viewmat[:3, :3] = [[c, 0, s], [0, 1, 0], [-s, 0, c]]
         viewmat[:3, 3] = [0, 0, 2 * FOCAL * max(radius, 1e-6)] - viewmat[:3, :3] @ centre
         viewmats.append(viewmat)
-    arrays = (*gaussians, np.stack(viewmats), np.tile(intrinsics(size), (images, 1, 1)))
+    arrays = (*gaussians[:5], np.stack(viewmats), np.tile(intrinsics(size), (images, 1, 1)))
     return Scene(*(a.astype(np.float32) for a in arrays))
 
 

@@ -234,7 +234,12 @@ def compile_ahead(
 
     def render(*inputs):
         return rasterizer.rasterize(
-            *inputs, width=size, height=size, backend="pallas_tpu", capacity=capacity
+            *inputs,
+            width=size,
+            height=size,
+            backend="pallas_tpu",
+            capacity=capacity,
+            overflow="count",
         )
 
     if devices > 1:

@@ -58,11 +58,7 @@ def unavailable() -> str | None:
 
 def _forward(splats: Splats, *, width: int, height: int, capacity: int):
     images, num = splats.depths.shape
-    if images * capacity >= 2**31:
-        raise ValueError(
-            f"capacity is {capacity} for {images} images; expected fewer than 2^31 intersections "
-            "in all: lower `capacity` or render fewer images at once"
-        )
+    binning.check_rows(images, capacity)
     across, down = binning.grid(width, height, TILE)
     geometry = _pack(splats)
     floats, ints = _shapes(geometry)

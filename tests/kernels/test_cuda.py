@@ -240,7 +240,9 @@ def test_nvcc_compiles_the_library_and_xla_lowers_to_it(monkeypatch, tmp_path):
     backend.register(build.build(), "CUDA")  # its symbols are there
 
     scenes = random_scenes(2, images=2, num=10, channels=40, **SMALL)
-    loss = jax.jit(jax.grad(lambda s: rasterize(*s, capacity=500, **SMALL).color.sum()))
+    loss = jax.jit(
+        jax.grad(lambda s: rasterize(*s, capacity=500, overflow="count", **SMALL).color.sum())
+    )
     text = loss.trace(scenes).lower(lowering_platforms=("cuda",)).as_text()
     # 41 features are two widths, 32 and 16.
     assert [text.count(f"@{name}(") for name in backend.TARGETS] == [1, 2, 2]

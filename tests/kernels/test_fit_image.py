@@ -33,7 +33,7 @@ def test_a_picture_is_fitted_and_its_gaussians_render_as_it(picture, tmp_path, c
     assert -10 * np.log10(np.mean((fitted - target) ** 2)) > 25
 
     K = np.diag([2 * 40.0, 2 * 40.0, 1.0])
-    again = rasterize(*read_ply(out / "disc_fit.ply"), np.eye(4), K, width=40, height=30)
+    again = rasterize(*read_ply(out / "disc_fit.ply")[:5], np.eye(4), K, width=40, height=30)
     np.testing.assert_allclose(np.clip(again.color, 0, 1), fitted, atol=0.004)
 
 

@@ -147,7 +147,7 @@ def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, c
 
 def gradient_of_each(scenes):
     def loss(scenes):
-        out = rasterize(*scenes, capacity=96, **SMALL)
+        out = rasterize(*scenes, capacity=96, overflow="count", **SMALL)
         return jnp.sum(out.color**2) + jnp.sum(out.alpha * out.depth)
 
     return jax.grad(loss)(scenes)
