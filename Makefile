@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11 and make.
+# `make demo`, `make view` and `make test` do everything on a fresh machine with Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
@@ -9,13 +9,24 @@ export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo view test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64 $(DEMO_PEOPLE)
 	$(RUN) flexavatar_jax.train --config configs/demo.py --workdir runs/demo
 	$(RUN) flexavatar_jax.evaluate --workdir runs/demo
 	@echo "The report is at runs/demo/report/index.html"
+
+# The first test person, to be turned and moved in the browser; Ctrl-C ends.
+view: $(VENV)/.view runs/demo/test_00000.avatar
+	$(RUN) flexavatar_jax.avatar view runs/demo/test_00000.avatar --workdir runs/demo
+
+runs/demo/test_00000.avatar: runs/demo/metrics.json
+	$(RUN) flexavatar_jax.avatar create data/procedural/procedural_test/test_00000 \
+		--workdir runs/demo --out $@
+
+runs/demo/metrics.json:
+	$(MAKE) demo
 
 test: $(VENV)/.test
 	$(RUN) pytest --numprocesses 2 --dist loadfile
@@ -35,6 +46,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
+
+$(VENV)/.view: $(VENV)/bin/python setup.py
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[view]"
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.test: $(VENV)/bin/python setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[test]"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data_pipelines.errors import UserError
 from flexavatar_jax import cli
-from flexavatar_jax.avatars import film, performances, scenes, viewer
+from flexavatar_jax.avatars import film, performances, scenes
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import (
     SUFFIX,
@@ -36,7 +36,6 @@ from flexavatar_jax.avatars.avatar_file import (
     save_avatar,
 )
 from flexavatar_jax.avatars.create import create_avatar
-from flexavatar_jax.avatars.export import command as export_command
 from flexavatar_jax.avatars.fit import FitSettings
 from flexavatar_jax.avatars.interpolation import corner_grid, path_through
 from flexavatar_jax.avatars.observations import people_of, read_observations
@@ -172,19 +171,6 @@ def interpolate(args: argparse.Namespace) -> None:
     _write(out, frames, count, args.fps)
 
 
-def view(args: argparse.Namespace) -> None:
-    """The `view` command."""
-    viewer.check_options(args)
-    viewer.view_avatars(args, *_avatars(args, args.avatars))
-
-
-def export(args: argparse.Namespace) -> None:
-    """The `export` command."""
-    export_command.check_options(args)
-    animator, (avatar,) = _avatars(args, [args.avatar])
-    export_command.export_avatar(args, animator, avatar)
-
-
 def _check_film(args: argparse.Namespace) -> tuple[Path, tuple[float, float, float] | None]:
     """The film's file, and the colour behind it; raises `UserError` for what cannot be meant."""
     out, background = Path(args.out), scenes.parse_background(args.background)
@@ -231,10 +217,8 @@ def _write(out: Path, frames: Iterator[np.ndarray], count: int, fps: float) -> N
 
 
 def main(argv: list[str] | None = None) -> None:
-    commands = dict(
-        create=create, info=info, render=render, interpolate=interpolate, view=view, export=export
-    )
-    args = make_parser(__doc__, commands).parse_args(argv)
+    commands = dict(create=create, info=info, render=render, interpolate=interpolate)
+    args = make_parser(__doc__, commands, _avatars).parse_args(argv)
     cli.guard(lambda: args.run(args))
 
 

@@ -25,14 +25,16 @@ from tqdm import tqdm
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.index import is_finished
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
-from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
 from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
@@ -76,7 +78,7 @@ def evaluate(
         ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
-    absent = [s for s in training_sets(config) if not (s / "index.npz").exists()]
+    absent = [s for s in training_sets(config) if not is_finished(s)]
     constants = None if absent else sector_means(config)
     animator = Animator(loaded, backend=config.rasterizer)
 
@@ -120,6 +122,16 @@ def evaluate(
         )
     first = people[0].input
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
+    export_page(
+        report / AVATAR_PAGE,
+        loaded,
+        animator.encode(first.image, first.mask, first.cam2head, first.K),
+        {"as filmed": np.stack([first.expression, *(t.expression for t in people[0].targets)])},
+        first.cam2head,
+        first.K,
+        name=people[0].name,
+        pairs=False,
+    )
     write_report(report, config, metrics, shown, orbits, on_white(first))
     text = json.dumps(metrics, indent=2) + "\n"
     write(epath.Path(workdir) / "metrics.json", text)

@@ -12,9 +12,16 @@ from flexavatar_jax.avatars.interpolation import METHODS
 
 
 def make_parser(
-    description: str, run: Mapping[str, Callable[[argparse.Namespace], None]]
+    description: str,
+    run: Mapping[str, Callable[[argparse.Namespace], None]],
+    read: viewer.ReadAvatars,
 ) -> argparse.ArgumentParser:
-    """The parser of `python -m flexavatar_jax.avatar`; `run` has the function of each command."""
+    """The parser of `python -m flexavatar_jax.avatar`.
+
+    Args:
+      run: the function of each command but `view` and `export`, which bring their own.
+      read: loads the model and the avatars that those two name.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m flexavatar_jax.avatar",
         description=description,
@@ -125,13 +132,6 @@ def make_parser(
     )
     command.set_defaults(run=run["interpolate"])
 
-    command = commands.add_parser("view", parents=[model], help="look at avatars in the browser")
-    viewer.add_options(command)
-    command.set_defaults(run=run["view"])
-
-    command = commands.add_parser(
-        "export", parents=[model], help="write a web page, .ply, .glb or .spz"
-    )
-    export_command.add_options(command)
-    command.set_defaults(run=run["export"])
+    viewer.add_command(commands, model, read)
+    export_command.add_command(commands, model, read)
     return parser

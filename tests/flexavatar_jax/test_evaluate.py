@@ -31,7 +31,7 @@ def test_a_run_is_evaluated_into_metrics_and_a_report(run):
     assert stored["seconds"] > 0
     assert 5 < stored["psnr_constant_all"] < 40
     page = (run / "report" / "index.html").read_text()
-    for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
+    for name in ("orbit.png", "orbit_0.gif", "person_000.png", "avatar.html"):
         assert name in page
         assert (run / "report" / name).stat().st_size > 0
     first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())

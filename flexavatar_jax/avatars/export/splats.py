@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import write, writing
@@ -66,6 +67,23 @@ def turn(gaussians: GaussianCloud, signs: tuple[int, int, int]) -> GaussianCloud
     }[signs]
     means = np.asarray(gaussians.means) * np.array(signs, np.float32)
     return gaussians._replace(means=means, quats=np.stack(turned, -1))
+
+
+def covariances(gaussians: GaussianCloud) -> Float[np.ndarray, "G 3 3"]:
+    """R S S^T R^T of each Gaussian, square metres."""
+    factors = rotations(gaussians.quats) * gaussians.scales[:, None, :]
+    return factors @ np.swapaxes(factors, -1, -2)
+
+
+def rotations(quats: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 3 3"]:
+    """Rotation matrices of unit quaternions (w, x, y, z)."""
+    w, x, y, z = np.moveaxis(quats, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
 def _write_ply(path: epath.PathLike, gaussians: GaussianCloud) -> None:
