@@ -32,7 +32,7 @@ FRAMES = 25
 
 
 def unevenness(frames: Float[np.ndarray, "T h w 3"]) -> float:
-    """The largest mean absolute difference of consecutive frames over the mean of them; 1 is even."""
+    """The largest difference of consecutive frames over the mean of all; 1 is even."""
     steps = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
     return float(steps.max() / steps.mean())
 
