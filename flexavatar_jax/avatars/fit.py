@@ -116,7 +116,10 @@ def fit(
     start = {"code": jnp.asarray(code), "offsets": jnp.zeros(np.shape(expressions), jnp.float32)}
     if settings.steps == 0:
         return Fitted(np.asarray(code), np.zeros_like(expressions), np.zeros(0), [])
-    graph, state = nnx.split(loaded.model.folded())
+    model = loaded.model.folded()
+    # A few pictures' activations find room; recomputing them would cost a third of a step.
+    model.decoder.transformer.remat = False
+    graph, state = nnx.split(model)
     optimizer = _optimizer(settings)
     carry = (start, optimizer.init(start), jnp.zeros(settings.steps), jnp.zeros((), jnp.int32))
     tracking = (np.asarray(x, np.float32) for x in (expressions, cam2heads, Ks, code))

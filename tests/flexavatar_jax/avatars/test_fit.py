@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
@@ -64,6 +65,15 @@ def test_the_same_seed_gives_the_same_bits_however_the_clock_runs(loaded, truth,
     monkeypatch.setattr(fit_module.time, "monotonic", lambda: 0.0)  # strides of another length
     np.testing.assert_array_equal(run(loaded, truth, steps=7).code, first.code)
     assert not np.array_equal(run(loaded, truth, steps=7, seed=1).code, first.code)
+
+
+def test_a_model_trained_with_remat_is_fitted_all_the_same(loaded, truth):
+    """As FLEX-1's config has it: what saves memory in training changes nothing here."""
+    model = nnx.clone(loaded.model)
+    model.decoder.transformer.remat = True
+    found = run(loaded._replace(model=model), truth, steps=2)
+    np.testing.assert_array_equal(found.code, run(loaded, truth, steps=2).code)
+    assert model.decoder.transformer.remat
 
 
 def test_a_strong_pull_keeps_the_code_where_it_was(loaded, truth):
