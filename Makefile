@@ -9,13 +9,27 @@ export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo test test-slow lint clean
+# Multi-view people are scarce here, as in the paper.
+ABLATION_PEOPLE = --monocular-people 400 --monocular-timesteps 4 --multiview-people 12 --multiview-timesteps 4 \
+	--test-people 16
+ABLATION = only_mono only_multi no_sinks sinks
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
+.PHONY: demo ablation test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64 $(DEMO_PEOPLE)
 	$(RUN) flexavatar_jax.train --config configs/demo.py --workdir runs/demo
 	$(RUN) flexavatar_jax.evaluate --workdir runs/demo
 	@echo "The report is at runs/demo/report/index.html"
+
+# Hours on two cores; given again, it goes on where it was stopped.
+ablation: $(VENV)/.demo
+	$(RUN) data_pipelines.prepare procedural --out data/ablation --size 64 $(ABLATION_PEOPLE)
+	$(RUN) flexavatar_jax.compare --seeds 0,1,2 --workdir runs/ablation --out docs/ablation \
+		--configs $(subst $(space),$(comma),$(ABLATION:%=configs/ablation/%.py))
 
 test: $(VENV)/.test
 	$(RUN) pytest --numprocesses 2 --dist loadfile

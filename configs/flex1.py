@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             expression_size=135,
             expression_hidden=256,
             expression_tokens=4,
-            num_sources=2,  # bias sinks: monocular, multi-view
+            num_sources=2,  # bias sinks: monocular, multi-view; 1: one and the same for both
             upsampler_channels=(512, 256),  # one doubling each
             uv_resolution=256,
             sample_grid=256,  # side of the grid of Gaussians on the UV map
@@ -89,6 +89,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = ConfigDict(
         dict(
+            name="adam",  # or "muon": Adam, but for the matrices
             learning_rate=1e-4,
             final_learning_rate=0.0,
             warmup_steps=0,
@@ -96,6 +97,8 @@ def get_config() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
+            muon_learning_rate=1e-3,  # of matrices, under the same schedule
+            muon_beta=0.95,
             clip_norm=0.0,  # global gradient norm; 0: not clipped
         )
     )

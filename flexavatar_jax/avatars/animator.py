@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,15 @@ from flexavatar_jax.model.render import render
 from flexavatar_jax.runs.loading import LoadedModel
 
 WHITE = (1.0, 1.0, 1.0)
+
+
+class Look(NamedTuple):
+    """Images of an avatar."""
+
+    color: Float[np.ndarray, "E H W 3"]
+    """RGB in [0, 1]."""
+    alpha: Float[np.ndarray, "E H W"]
+    """How much of each pixel the avatar covers."""
 
 
 class Animator:
@@ -60,7 +71,32 @@ class Animator:
         source: int = MULTI_VIEW,
         progress=lambda chunks: chunks,
     ) -> Float[np.ndarray, "E size size 3"]:
-        """Images of an avatar, RGB in [0, 1]: one for each expression and its camera.
+        """Images of an avatar, RGB in [0, 1]: the colours of `look`, which says the rest."""
+        look = self.look(
+            code,
+            expressions,
+            cam2head,
+            K,
+            size=size,
+            background=background,
+            source=source,
+            progress=progress,
+        )
+        return look.color
+
+    def look(
+        self,
+        code: Float[Array, "N D"],
+        expressions: Float[np.ndarray, "E 135"],
+        cam2head: Float[np.ndarray, "E 4 4"],
+        K: Float[np.ndarray, "E 3 3"],
+        *,
+        size: int | None = None,
+        background: tuple[float, float, float] = WHITE,
+        source: int = MULTI_VIEW,
+        progress=lambda chunks: chunks,
+    ) -> Look:
+        """What is seen of an avatar: an image for each expression and its camera.
 
         Args:
           source: the bias sink; whole heads come from the multi-view one.
@@ -103,8 +139,9 @@ class Animator:
                     "Gaussians with tiles, though room was counted for all; render smaller images "
                     "or try backend='xla'"
                 )
-            images.append(np.clip(np.asarray(out.color)[:count], 0, 1))
-        return np.concatenate(images)
+            color, alpha = np.asarray(out.color)[:count], np.asarray(out.alpha)[:count]
+            images.append(Look(np.clip(color, 0, 1), alpha))
+        return Look(*map(np.concatenate, zip(*images, strict=True)))
 
 
 def orbit_cameras(

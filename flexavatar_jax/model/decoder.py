@@ -61,6 +61,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B E side side D"]:
         """UV feature maps, one an expression; see `FlexAvatar.decode`."""
         count = expression.shape[1]
+        source = jnp.minimum(source, self.sinks.shape[0] - 1)  # of one sink only: that
         sinks = repeat(self.sinks[...][source].astype(self.dtype), "b d -> (b e) 1 d", e=count)
         tokens = self.expression(rearrange(expression, "b e x -> (b e) x").astype(self.dtype))
         code = repeat(code.astype(self.dtype), "b n d -> (b e) n d", e=count)

@@ -74,8 +74,8 @@ RULES = {
     "model.expression_hidden": POSITIVE_COUNT,
     "model.expression_tokens": POSITIVE_COUNT,
     "model.num_sources": Rule(
-        "2 or more: a bias sink each for monocular and multi-view data",
-        lambda x: _is_count(x) and x >= 2,
+        "2: a bias sink each for monocular and multi-view data, or 1: one for both",
+        lambda x: _is_count(x) and x in (1, 2),
     ),
     "model.upsampler_channels": Rule(
         "one positive number of channels a doubling",
@@ -106,6 +106,7 @@ RULES = {
     "loss.dino": NOT_NEGATIVE,
     "loss.sam": NOT_NEGATIVE,
     "loss.perceptual_start": COUNT,
+    "optimizer.name": _one_of("adam", "muon"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.final_learning_rate": NOT_NEGATIVE,
     "optimizer.warmup_steps": COUNT,
@@ -113,6 +114,8 @@ RULES = {
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
     "optimizer.eps": POSITIVE,
+    "optimizer.muon_learning_rate": POSITIVE,
+    "optimizer.muon_beta": DECAY,
     "optimizer.clip_norm": NOT_NEGATIVE,
     "checkpoint.every": POSITIVE_COUNT,
     "checkpoint.keep": POSITIVE_COUNT,

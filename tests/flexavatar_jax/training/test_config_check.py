@@ -31,7 +31,7 @@ def test_configs_that_ship_pass_and_every_rule_has_its_field(module):
         ("model.patch_size", 0, "1 or more"),
         ("model.decoder_depth", -1, "1 or more"),
         ("model.expression_size", 100, "135, the length of the expression codes"),
-        ("model.num_sources", 1, "bias sink"),
+        ("model.num_sources", 0, "bias sink"),
         ("model.upsampler_channels", (-3,), "positive number"),
         ("model.dtype", "int32", "bfloat16"),
         ("model.max_scale", math.nan, "above 0"),

@@ -1,0 +1,60 @@
+"""A comparison of configs over seeds: it goes on where it stopped, and writes what came out."""
+
+import json
+
+import numpy as np
+import pytest
+from experiment_file import write_experiment
+from PIL import Image
+
+from data_pipelines.errors import UserError
+from flexavatar_jax.compare import compare
+from flexavatar_jax.evaluation.matrix import read_experiment
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_two_configs_are_compared_and_not_trained_again(tiny_config, tmp_path, capsys):
+    configs = []
+    for name, sinks in (("shared", 1), ("own", 2)):
+        tiny_config.steps, tiny_config.model.num_sources = 2, sinks
+        (tmp_path / name).mkdir()
+        path = write_experiment(tiny_config, tmp_path / name)
+        configs.append(str(path.rename(tmp_path / f"{name}.py")))
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    assert compare(configs, [3], runs, str(out)) == 0
+    stored = json.loads((out / "results.json").read_text())
+    assert {name: list(seeds) for name, seeds in stored["runs"].items()} == {
+        "shared": ["3"],
+        "own": ["3"],
+    }
+    assert stored["runs"]["own"]["3"]["steps"] == 2
+    assert "psnr_unseen_back" in stored["runs"]["own"]["3"]
+    assert (out / "table.md").read_text().count("\n") == 4
+    assert "own</text>" in (out / "curves.svg").read_text()
+    # One row without sinks of its own, one a sink, and the truth.
+    assert np.asarray(Image.open(out / "orbits_0.png")).shape[0] == 4 * 112
+
+    before = (runs / "own" / "3" / "metrics.jsonl").stat().st_mtime_ns
+    assert compare(configs, [3], runs, str(out)) == 0
+    assert (runs / "own" / "3" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_is_no_experiment_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.py, which is no file"):
+        read_experiment(f"{tmp_path}/nowhere.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"empty\.py, which has no get_config"):
+        read_experiment(f"{tmp_path}/empty.py")
+    name, config = read_experiment("configs/search.py:patch_16")
+    assert (name, config.model.patch_size) == ("patch_16", 16)
+
+
+def test_the_ablations_configs_differ_in_sources_and_sinks_alone():
+    names = ("only_mono", "only_multi", "no_sinks", "sinks")
+    configs = [read_experiment(f"configs/ablation/{name}.py")[1] for name in names]
+    assert [len(config.data.mixture) for config in configs] == [1, 1, 2, 2]
+    assert [config.model.num_sources for config in configs] == [1, 1, 1, 2]
+    for config in configs:
+        del config.data.mixture, config.model.num_sources
+    assert all(config == configs[0] for config in configs)
