@@ -1,6 +1,6 @@
 """What was tried to learn most in the demo's few minutes: the demo with one thing changed.
 
-    python -m flexavatar_jax.compare --configs configs/search.py:muon,configs/search.py:adam ...
+    python -m flexavatar_jax.compare --configs configs/search.py:demo,configs/search.py:adam ...
 
 docs/experiments.md has the results.
 """
@@ -9,14 +9,11 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-ADAM = {"optimizer.name": "adam", "optimizer.learning_rate": 1.5e-3}
-PATCH_16 = {"model.patch_size": 16}
-
 SETTINGS = {
     "demo": {},
-    "adam": ADAM,
+    "adam": {"optimizer.name": "adam"},
     "adam_fast": {"optimizer.name": "adam", "optimizer.learning_rate": 3e-3},
-    "patch_16": PATCH_16,
+    "patch_16": {"model.patch_size": 16},
     "muon_slow": {"optimizer.muon_learning_rate": 2.5e-3},
     "muon_fast": {"optimizer.muon_learning_rate": 1e-2},
     "encoder_1": {"model.encoder_depth": 1},

@@ -14,7 +14,7 @@ MONOCULAR, MULTI_VIEW = "procedural_monocular", "procedural_multiview"
 def make_config(*, monocular: bool, multi_view: bool, sinks: int) -> ConfigDict:
     """The common setting, trained on one or both sources with so many bias sinks."""
     config = demo.get_config()
-    config.steps = config.optimizer.decay_steps = 2000
+    config.steps = config.optimizer.decay_steps = 1000
     config.data.root = "data/ablation"
     sources = [name for name, on in ((MONOCULAR, monocular), (MULTI_VIEW, multi_view)) if on]
     config.data.mixture = ConfigDict({name: 1 / len(sources) for name in sources})

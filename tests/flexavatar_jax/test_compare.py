@@ -9,18 +9,59 @@ from PIL import Image
 
 from data_pipelines.errors import UserError
 from flexavatar_jax.compare import compare
+from flexavatar_jax.evaluation import matrix
 from flexavatar_jax.evaluation.matrix import read_experiment
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def test_two_configs_are_compared_and_not_trained_again(tiny_config, tmp_path, capsys):
-    configs = []
+def write_experiments(config, folder):
+    """Two configs: one sink for both sources, and one for each."""
+    paths = []
     for name, sinks in (("shared", 1), ("own", 2)):
-        tiny_config.steps, tiny_config.model.num_sources = 2, sinks
-        (tmp_path / name).mkdir()
-        path = write_experiment(tiny_config, tmp_path / name)
-        configs.append(str(path.rename(tmp_path / f"{name}.py")))
+        config.steps, config.model.num_sources = 2, sinks
+        (folder / name).mkdir()
+        path = write_experiment(config, folder / name)
+        paths.append(str(path.rename(folder / f"{name}.py")))
+    return paths
+
+
+def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp_path, monkeypatch):
+    asked, stop_at = [], []
+
+    def train(config, workdir):
+        run = (config.model.num_sources, config.seed)
+        asked.append(run)
+        return 75 if run in stop_at else 0
+
+    def evaluate(workdir):
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.json").write_text(json.dumps({"steps": 2, "psnr_unseen_all": 17.0}))
+
+    monkeypatch.setattr(matrix, "train", train)
+    monkeypatch.setattr(matrix, "evaluate", evaluate)
+    blank = np.zeros((4, 4, 3))
+    monkeypatch.setattr("flexavatar_jax.compare.orbit_sheet", lambda runs, person: blank)
+    configs, out = write_experiments(tiny_config, tmp_path), tmp_path / "out"
+    stop_at.append((2, 3))
+    assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 75
+    assert asked == [(1, 3), (2, 3)]
+    assert list(json.loads((out / "results.json").read_text())["runs"]) == ["shared"]
+    stop_at.clear()
+    asked.clear()
+    assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 0
+    assert asked == [(2, 3), (1, 4), (2, 4)]
+    stored = json.loads((out / "results.json").read_text())
+    assert {name: sorted(seeds) for name, seeds in stored["runs"].items()} == {
+        "shared": ["3", "4"],
+        "own": ["3", "4"],
+    }
+    assert (out / "orbits_0.png").exists()
+
+
+@pytest.mark.slow
+def test_two_configs_are_compared_and_not_trained_again(tiny_config, tmp_path, capsys):
+    configs = write_experiments(tiny_config, tmp_path)
     runs, out = tmp_path / "runs", tmp_path / "out"
     assert compare(configs, [3], runs, str(out)) == 0
     stored = json.loads((out / "results.json").read_text())
