@@ -18,11 +18,11 @@ def get_config() -> ConfigDict:
             num_heads=2,
             encoder_depth=2,
             decoder_depth=2,
-            head_tokens=12,
+            head_resolution=12,
             expression_hidden=64,
             upsampler_channels=(32,),
             uv_resolution=48,
-            sample_grid=48,
+            gaussian_resolution=48,
             max_scale=0.02,
             dino=False,
             dtype="float32",
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         )
     )
     # Many people a step, one target each: telling people apart is what a short run learns last.
-    config.data.update(dict(root="data/procedural", image_size=64, targets=1, workers=0))
+    config.data.update(dict(root="data/procedural", targets=1, workers=0))
     config.data.mixture = ConfigDict(dict(procedural_monocular=0.5, procedural_multiview=0.5))
     config.data.jitter.probability = 0.0
     # Mostly the mean square: a run this short leaves much unsure, and the median that L1 aims for

@@ -24,14 +24,13 @@ def get_config() -> ConfigDict:
             vit_depth=1,  # causal transformer blocks on the image tokens
             encoder_depth=4,  # joint blocks: head tokens with image tokens
             decoder_depth=8,  # joint blocks: head tokens with expression tokens
-            head_tokens=32,  # side of the square of head tokens
-            expression_size=135,
+            head_resolution=32,  # side of the head's UV map of tokens
             expression_hidden=256,
             expression_tokens=4,
-            num_sources=2,  # bias sinks: monocular, multi-view; 1: one and the same for both
+            bias_sinks=True,  # one a data source; False: one and the same for all
             upsampler_channels=(512, 256),  # one doubling each
             uv_resolution=256,
-            sample_grid=256,  # side of the grid of Gaussians on the UV map
+            gaussian_resolution=256,  # side of the grid of Gaussians on the UV map
             max_scale=0.01,  # metres
             offset_range=0.2,  # metres, from end to end
             template="",  # an OBJ with UVs; empty: the project's own head
@@ -57,7 +56,7 @@ def get_config() -> ConfigDict:
                 # data set -> weight; the paper gives no weights: equal parts of both sources
                 dict(nersemble=0.25, ava256=0.25, celebv_hq=0.2, celebv_text=0.15, hello3=0.15)
             ),
-            image_size=512,
+            image_size=config.model.get_ref("image_size"),  # the same field
             targets=5,  # target images an example
             jaw_temperature=3.0,  # how much open jaws are favoured
             jitter=ConfigDict(

@@ -19,7 +19,11 @@ SETTINGS = {
     "encoder_1": {"model.encoder_depth": 1},
     "decoder_1": {"model.decoder_depth": 1},
     "width_96": {"model.width": 96},
-    "gaussians_36": {"model.sample_grid": 36, "model.uv_resolution": 36, "model.max_scale": 0.027},
+    "gaussians_36": {
+        "model.gaussian_resolution": 36,
+        "model.uv_resolution": 36,
+        "model.max_scale": 0.027,
+    },
     "batch_8": {"batch": 8},
     "targets_2": {"batch": 8, "data.targets": 2},
     "l1": {"loss.l1": 0.8, "loss.mse": 0.0},

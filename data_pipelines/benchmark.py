@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import MissingFileError, UserError, report_error
 from data_pipelines.mixture import make_iterator
 from data_pipelines.record import decode_frame, parse_fields
 from data_pipelines.sampling import target_candidates
@@ -40,11 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         for option, least in (("size", 1), ("batch", 1), ("targets", 1), ("workers", 0)):
             value = getattr(args, option)
             if value is not None and value < least:
-                raise ValueError(f"--{option} is {value}; expected {least} or more")
+                raise UserError(f"--{option} is {value}; expected {least} or more")
         report(args)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+    except (UserError, OSError) as error:
+        return report_error(error)
     return 0
 
 
@@ -100,7 +100,7 @@ def find_sets(folder: epath.Path) -> list[epath.Path]:
         return [folder]
     found = sorted(f.parent for f in folder.glob("*/index.npz"))
     if not found:
-        raise FileNotFoundError(f"{folder} holds no finished data set")
+        raise MissingFileError(f"{folder} holds no finished data set")
     return found
 
 

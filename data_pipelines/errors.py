@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 GIVE_UP = 2
 """Exit status of what the same command would meet again: schedulers need not try."""
 
@@ -22,3 +24,17 @@ class UserError(ValueError):
     def __init__(self, message: str, *, status: int = GIVE_UP):
         super().__init__(message)
         self.status = status
+
+
+class MissingFileError(UserError):
+    """A file or folder that should be there is not."""
+
+
+def report_error(error: UserError | OSError) -> int:
+    """Prints what ended a command as one line on stderr; returns the exit status.
+
+    What the operating system refuses (a disk that is gone, a folder that may not be read) is no
+    defect of the program either, and may be over by the next time.
+    """
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.status if isinstance(error, UserError) else TRY_AGAIN

@@ -92,3 +92,27 @@ def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is a URL such as gs://bucket/file, not of this machine's file systems."""
     return "://" in os.fspath(path)
+
+
+def list_folder(folder: epath.PathLike) -> list[epath.Path]:
+    """What lies in a folder by name, hidden files left out; empty if there is no such folder.
+
+    Not by a pattern: names may hold the characters that mean something in patterns.
+
+    Raises:
+      UserError: a name that is not UTF-8.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{folder}: a file name there is not UTF-8, {os.fsencode(path.name)!r}; rename it"
+            ) from None
+        if not path.name.startswith("."):
+            found.append(path)
+    return sorted(found)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-MONOCULAR, MULTI_VIEW = 0, 1
+MONOCULAR, MULTI_VIEW = SOURCES = 0, 1
 """Data sources; the numbers are the rows of the model's bias-sink embedding."""
 
 EXPRESSION_PARTS = {"exp": 100, "eyes": 12, "eyelids": 2, "neck": 6, "jaw": 6, "R": 6, "t": 3}

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from data_pipelines.errors import MissingFileError, UserError, report_error
 from data_pipelines.files import writing
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.head_mesh import Mesh, template_mesh
@@ -62,9 +63,8 @@ def main(argv: list[str] | None = None) -> int:
                 with writing(out / name) as unfinished:
                     picture.save(unfinished, "PNG", compress_level=2)
                 print(f"  {os.fspath(out / name)}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (UserError, OSError) as error:
+        return report_error(error)
     return 0
 
 
@@ -79,7 +79,7 @@ def open_sets(folder: epath.PathLike) -> list[PreparedSet]:
         return [PreparedSet(folder)]
     found = sorted(path.parent for path in folder.glob("*/index.npz"))
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no prepared data set; prepare one with "
             "`python -m data_pipelines.prepare`."
         )

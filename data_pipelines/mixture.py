@@ -24,7 +24,9 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.frame import EXPRESSION_SIZE, MULTI_VIEW, Frame
+from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
+from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.sampling import shuffled, stream_seed, target_candidates
 from data_pipelines.shards import PreparedSet, RecordError, open_at_size
 
@@ -43,16 +45,8 @@ def make_iterator(
 ) -> BatchIterator:
     """Batches of this process's part of the global batch, endlessly.
 
-    With B = global_batch / process_count examples, T = data.targets, H = W = data.image_size, a
-    batch is a dict of NumPy arrays, for `augment.finish_batch` to finish on the accelerator:
-
-      input_image [B,H,W,3] u8, input_mask [B,H,W] u8, input_cam2head [B,4,4] f32,
-      input_K [B,3,3] f32, target_image [B,T,H,W,3] u8, target_mask [B,T,H,W] u8,
-      target_cam2head [B,T,4,4] f32, target_K [B,T,3,3] f32, target_expression [B,T,135] f32,
-      background [B,3] f32 in [0,1], source [B] i32,
-      jitter [B,5] f32 (brightness, contrast, saturation, hue, whether to apply them),
-      example [B,2+T] i32 (data set by alphabet, record of the input, records of the targets),
-      bad_records [B] i32 (how many were met and replaced).
+    Each has global_batch / process_count examples, for `augment.finish_batch` to finish on the
+    accelerator.
 
     Args:
       data: config.data, with root, mixture, targets, image_size, jaw_temperature, jitter,
@@ -85,14 +79,14 @@ class BatchIterator(grain.DatasetIterator):
         self._step = self._bad = self._read = 0
         self._reader: grain.DatasetIterator | None = None
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         self.start_prefetch()
         batch = next(self._reader)
         self._step += 1
-        self._bad += int(batch["bad_records"].sum())
-        self._read += batch["example"][:, 1:].size
+        self._bad += int(batch.bad_records.sum())
+        self._read += batch.example[:, 1:].size
         if self._bad > self._max_bad_fraction * max(self._read, _FEW_RECORDS):
-            raise ValueError(
+            raise UserError(
                 f"{self._bad} of {self._read} records read are bad, more than "
                 f"data.max_bad_fraction = {self._max_bad_fraction} allows; the log names them"
             )
@@ -165,7 +159,7 @@ class Proportions:
         for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not (number and math.isfinite(weight) and weight > 0):
-                raise ValueError(
+                raise UserError(
                     f"data.mixture.{name} is {weight!r}: expected the data set's weight, a "
                     "positive number, or 0 to leave it out"
                 )
@@ -175,7 +169,7 @@ class Proportions:
         )
         counts = [int(w / unit) for w in exact]
         if sum(counts) > 1_000_000:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture needs {sum(counts)} examples to come out exactly: "
                 "choose weights with fewer digits"
             )
@@ -216,18 +210,16 @@ class _Batches:
     ) -> _Batches:
         """Opens the data sets of `data.mixture`; raises ValueError or FileNotFoundError."""
         if global_batch < 1 or global_batch % process_count:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {global_batch} does not divide among {process_count} processes"
             )
         if data.bad_records not in ("raise", "skip"):
-            raise ValueError(
-                f"data.bad_records is {data.bad_records!r}: expected 'raise' or 'skip'"
-            )
+            raise UserError(f"data.bad_records is {data.bad_records!r}: expected 'raise' or 'skip'")
         if data.targets < 1:
-            raise ValueError(f"data.targets is {data.targets}: expected at least 1")
+            raise UserError(f"data.targets is {data.targets}: expected at least 1")
         weights = {name: weight for name, weight in sorted(data.mixture.items()) if weight != 0}
         if not weights:
-            raise ValueError("data.mixture gives no data set a weight")
+            raise UserError("data.mixture gives no data set a weight")
         proportions = Proportions.of(weights)
         root = epath.Path(data.root)
         sets = tuple(open_at_size(root / name, data.image_size) for name in weights)
@@ -245,35 +237,22 @@ class _Batches:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        B, T, H = self.count, self.data["targets"], self.data["image_size"]
-        batch = {
-            "background": np.empty((B, 3), np.float32),
-            "jitter": np.empty((B, 5), np.float32),
-            "source": np.empty(B, np.int32),
-            "example": np.empty((B, 2 + T), np.int32),
-            "bad_records": np.empty(B, np.int32),
-            "target_expression": np.empty((B, T, EXPRESSION_SIZE), np.float32),
-        }
-        for prefix, shape in (("input", (B,)), ("target", (B, T))):
-            batch[f"{prefix}_image"] = np.empty((*shape, H, H, 3), np.uint8)
-            batch[f"{prefix}_mask"] = np.empty((*shape, H, H), np.uint8)
-            batch[f"{prefix}_cam2head"] = np.empty((*shape, 4, 4), np.float32)
-            batch[f"{prefix}_K"] = np.empty((*shape, 3, 3), np.float32)
+    def __getitem__(self, i: int) -> Batch:
+        batch = Batch.empty(self.count, self.data["targets"], self.data["image_size"])
         start = (self.first_step + i) * self.global_batch + self.first
-        for b in range(B):
-            self._fill(start + b, {name: value[b : b + 1] for name, value in batch.items()})
+        for b in range(self.count):
+            self._fill(start + b, Batch(*(field[b : b + 1] for field in batch)))
         return batch
 
-    def _fill(self, n: int, example: dict[str, np.ndarray]) -> None:
+    def _fill(self, n: int, example: Batch) -> None:
         """Writes example `n` of the mixture into `example`, arrays of leading size 1."""
         number, k = self.proportions.place(n)
         prepared = self.sets[number]
         seed = stream_seed(self.seed, prepared.name)
         # The two draws have generators of their own: no bad record changes the colours.
         colours, luck = (np.random.default_rng([seed, k, draw]) for draw in range(2))
-        example["background"][0] = colours.random(3)
-        example["jitter"][0] = self._draw_jitter(colours)
+        example.background[0] = colours.random(3)
+        example.jitter[0], jittered = self._draw_jitter(colours)
         reader = _Reader(prepared, self.data["image_size"], self.data["bad_records"] == "skip")
         record = shuffled(k, len(prepared), seed)
         for _ in range(_ATTEMPTS):
@@ -283,17 +262,16 @@ class _Batches:
             record = int(luck.integers(len(prepared)))
         else:
             raise reader.last_fault
-        example["example"][0] = [number, *chosen]
-        example["bad_records"][0] = reader.bad
-        if example["source"][0] != MULTI_VIEW:
-            example["jitter"][0, 4] = 0
+        example.example[0] = [number, *chosen]
+        example.bad_records[0] = reader.bad
+        example.jittered[0] = jittered and example.source[0] == MULTI_VIEW
 
     def _read_example(
         self,
         reader: _Reader,
         record: int,
         luck: np.random.Generator,
-        example: dict[str, np.ndarray],
+        example: Batch,
     ) -> list[int] | None:
         """Writes the example whose input is `record`; None if bad records leave no way to.
 
@@ -303,7 +281,7 @@ class _Batches:
         if frame is None:
             return None
         _put(frame, "input", example, 0)
-        example["source"][0] = frame.source
+        example.source[0] = frame.source
         chosen = [record]
         candidates = target_candidates(
             reader.prepared.index, record, self.data["targets"], self.data["jaw_temperature"], luck
@@ -314,17 +292,17 @@ class _Batches:
             if frame is None:
                 return None
             _put(frame, "target", example, (0, t))
-            example["target_expression"][0, t] = frame.expression
+            example.target_expression[0, t] = frame.expression
             chosen.append(int(target))
         return chosen
 
-    def _draw_jitter(self, rng: np.random.Generator) -> np.ndarray:
-        """[5] brightness, contrast, saturation, hue and whether to apply them."""
+    def _draw_jitter(self, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """[4] brightness, contrast, saturation, hue; and whether to apply them."""
         jitter = self.data["jitter"]
         names = ("brightness", "contrast", "saturation", "hue")
         low, high = np.array([jitter[name] for name in names]).T
         values = low + (high - low) * rng.random(4)
-        return np.append(values, rng.random() < jitter["probability"])
+        return values, rng.random() < jitter["probability"]
 
 
 class _Reader:
@@ -348,6 +326,6 @@ class _Reader:
             return None
 
 
-def _put(frame: Frame, prefix: str, example: dict[str, np.ndarray], place: Any) -> None:
+def _put(frame: Frame, prefix: str, example: Batch, place: Any) -> None:
     for field in ("image", "mask", "cam2head", "K"):
-        example[f"{prefix}_{field}"][place] = getattr(frame, field)
+        getattr(example, f"{prefix}_{field}")[place] = getattr(frame, field)

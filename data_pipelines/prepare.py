@@ -14,6 +14,7 @@ import sys
 
 from etils import epath
 
+from data_pipelines.errors import UserError, report_error
 from data_pipelines.record import QUALITY
 from data_pipelines.shard_writer import write_shards
 
@@ -66,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         settings["source"] = _absolute(args.source)
     try:
         if not 1 <= args.quality <= 100:
-            raise ValueError(f"--quality is {args.quality}; expected 1 to 100")
+            raise UserError(f"--quality is {args.quality}; expected 1 to 100")
         for option in ("workers", "every"):
             value = getattr(args, option, 1)
             if value < 1:
-                raise ValueError(f"--{option} is {value}; expected 1 or more")
+                raise UserError(f"--{option} is {value}; expected 1 or more")
         for captures in module.capture_sets(args):
             folder = epath.Path(args.out) / captures.name
             before = (folder / "index.npz").exists()
@@ -82,9 +83,8 @@ def main(argv: list[str] | None = None) -> int:
                 print("this was prepared before and is kept; to prepare it anew, delete the folder")
             if summary.clips_left_out or summary.frames_left_out:
                 print("to try again what was left out, add --retry to the same command")
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+    except (UserError, OSError) as error:
+        return report_error(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_SIZE, MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.media import resize
 
 FIELDS = (
     "image",
@@ -41,7 +43,7 @@ _KINDS |= dict.fromkeys(("cam2head", "K", "expression"), "float")
 _KINDS |= dict.fromkeys(("timestep", "source", "checksums"), "int")
 
 
-class FrameError(ValueError):
+class FrameError(UserError):
     """A frame that breaks its contract, or a record that does not give back what was written.
 
     Attributes:
@@ -50,7 +52,8 @@ class FrameError(ValueError):
     """
 
     def __init__(self, field: str, problem: str):
-        super().__init__(field, problem)
+        super().__init__(f"{field}: {problem}")
+        self.args = (field, problem)  # of which pickle makes it again, in another process
         self.field, self.problem = field, problem
 
     def __str__(self) -> str:
@@ -188,10 +191,10 @@ def _open_image(fields: dict[str, bytes | np.ndarray], field: str, mode: str) ->
 def _pixels(image: Image.Image, field: str, size: int | None) -> np.ndarray:
     """Decodes an opened image and resizes it to `size` pixels a side."""
     try:
-        if size is None or image.size == (size, size):
+        if size is None:
             return np.asarray(image)
         image.draft(None, (size, size))  # lets JPEG decode at a half, a quarter or an eighth
-        return np.asarray(image.resize((size, size), Image.Resampling.HAMMING))
+        return resize(np.asarray(image), size)
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and others
         raise FrameError(field, f"it does not decode ({e})") from e
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data_pipelines.cameras import rotation_from_6d
 from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
+from data_pipelines.errors import TRY_AGAIN, MissingFileError, UserError
 from data_pipelines.files import write, writing
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.numpy_files import from_npz, to_npz
@@ -84,9 +85,9 @@ def write_shards(
       ChildProcessError: if a worker process was killed.
     """
     if not captures.name.isidentifier():
-        raise ValueError(f"data set name {captures.name!r}: expected a Python identifier")
+        raise UserError(f"data set name {captures.name!r}: expected a Python identifier")
     if captures.num_clips < 1:
-        raise ValueError(f"data set {captures.name} has no clips")
+        raise UserError(f"data set {captures.name} has no clips")
     folder = epath.Path(root) / captures.name
     settings = {
         "format": 1,
@@ -141,12 +142,12 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
         found = _read_json(path)
         for key in {**settings, **found}:
             if found.get(key) != settings.get(key):
-                raise ValueError(
+                raise UserError(
                     f"{folder} was prepared with {key} {found.get(key)}, not {settings.get(key)}: "
                     "choose another folder or delete this one"
                 )
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds files that are no prepared data set: choose another folder"
         )
     else:
@@ -160,11 +161,11 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{path} is missing: {remedy}") from e
+        raise MissingFileError(f"{path} is missing: {remedy}") from e
     except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}): {remedy}") from e
+        raise UserError(f"{path} is damaged ({e}): {remedy}") from e
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds no object): {remedy}")
+        raise UserError(f"{path} is damaged (it holds no object): {remedy}")
     return content
 
 
@@ -199,9 +200,12 @@ class _ShardJob:
                         writer.write(record)
                 except SkipClip as e:
                     columns["clips_left_out"].append(str(e))
-                except (ValueError, OSError) as e:
+                except (UserError, OSError) as e:
+                    status = e.status if isinstance(e, UserError) else TRY_AGAIN
                     clip = self.captures.clip_name(i)
-                    raise ValueError(f"clip {clip} of {self.captures.name}: {e}") from e
+                    raise UserError(
+                        f"clip {clip} of {self.captures.name}: {e}", status=status
+                    ) from e
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
         write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in _COLUMNS.items()}))
@@ -226,7 +230,7 @@ class _ShardJob:
         if not clip:
             raise SkipClip("no frame is left")
         if len(clip) > 1:
-            raise ValueError("it mixes people, sequences or sources")
+            raise UserError("it mixes people, sequences or sources")
         for name, values in zip(_FRAME_COLUMNS, zip(*frames, strict=True), strict=True):
             columns[name] += values
         for name, value in zip(_CLIP_COLUMNS, (*clip.pop(), len(frames)), strict=True):
@@ -260,7 +264,7 @@ def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
     )
     if summary.frames == 0:
         reasons = "; ".join(str(summary).split("\n")[1:])
-        raise ValueError(
+        raise UserError(
             f"no frame is left to write to {folder}: {reasons}; correct that and give the same "
             "command with --retry"
         )
@@ -323,7 +327,7 @@ def _map(job: _ShardJob, count: int, workers: int) -> Iterator[int]:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except concurrent.futures.BrokenExecutor as e:
-            raise ChildProcessError(
+            raise UserError(
                 "a worker process was killed (out of memory?): the same command goes on from here, "
                 "with fewer --workers if need be"
             ) from e

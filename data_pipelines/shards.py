@@ -28,6 +28,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from data_pipelines.cache import local_copy
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.frame import Frame
 from data_pipelines.numpy_files import from_npz
 from data_pipelines.record import FrameError, decode_frame
@@ -86,14 +87,14 @@ class PreparedSet:
     """Random access to the frames of a prepared data set; may be pickled and shared by threads.
 
     Raises:
-      FileNotFoundError: if the folder, or one of its shards, is missing or unfinished.
-      ValueError: if the index is damaged, or a shard is not of the size that was written.
+      UserError: if the folder, or one of its shards, is missing or unfinished
+        (`MissingFileError`), the index is damaged, or a shard is not of the size that was written.
     """
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
         if not (self.folder / "index.npz").exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.folder} holds no finished data set; prepare it with "
                 f"`python -m data_pipelines.prepare`"
             )
@@ -104,7 +105,7 @@ class PreparedSet:
             self.name: str = self.settings["name"]
             self.index = Index(**from_npz(index))
         except Exception as e:  # a damaged zip file raises errors of many kinds
-            raise ValueError(
+            raise UserError(
                 f"index.npz or settings.json of {self.folder} is damaged ({_first_line(e)}): copy "
                 "it again, or delete the folder and prepare it again"
             ) from e
@@ -168,12 +169,12 @@ class PreparedSet:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             for shard, found in enumerate(pool.map(size, range(len(expected)))):
                 if found is None:
-                    raise FileNotFoundError(
+                    raise MissingFileError(
                         f"shard {self._shard(shard)} is missing: copy it again, or delete the "
                         "folder and prepare it again"
                     )
                 if found != expected[shard]:
-                    raise ValueError(
+                    raise UserError(
                         f"shard {self._shard(shard)} is {found} bytes long where {expected[shard]} "
                         "were written: copy it again, or delete the folder and prepare it again"
                     )
@@ -190,18 +191,18 @@ def open_at_size(folder: epath.PathLike, size: int) -> PreparedSet:
     """A prepared data set whose images are at least `size` pixels a side.
 
     Raises:
-      FileNotFoundError, ValueError: as `PreparedSet`; or its images are smaller.
+      UserError: as `PreparedSet`; or its images are smaller.
     """
     prepared = PreparedSet(folder)
     if prepared.index.image_size < size:
-        raise ValueError(
+        raise UserError(
             f"{prepared.folder} holds images of {prepared.index.image_size} pixels, "
             f"data.image_size asks for {size}: prepare it at that size"
         )
     return prepared
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A record that is not what was written.
 
     Attributes:
@@ -211,7 +212,8 @@ class RecordError(ValueError):
     """
 
     def __init__(self, shard: str, record: int, fault: FrameError):
-        super().__init__(shard, record, fault)
+        super().__init__(f"record {record} of {shard}: {fault}")
+        self.args = (shard, record, fault)  # of which pickle makes it again, in another process
         self.shard, self.record = shard, record
         self.field, self.problem = fault.field, fault.problem
 

@@ -21,6 +21,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from data_pipelines.errors import MissingFileError, UserError
+
 _DTYPES = {
     "bool": np.bool_,
     "uint8": np.uint8,
@@ -70,6 +72,18 @@ _CONSTANTS = {
 
 _CONSTANT_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
+MAX_OPCODES = 500_000
+"""Of a pickle, 1 to 2 s of interpreting; a checkpoint of a thousand tensors has some 30,000."""
+
+MAX_NODES, MAX_DEPTH = 1_000_000, 100
+"""What the containers of a file may come to when they are walked through, as readers will."""
+
+MAX_NUMBER_KEYS = 10_000
+"""Keys that are numbers: unlike strings', their hashes can be made to collide."""
+
+SPARE_BYTES = 1 << 26
+"""How much more than the file's own size all its arrays together may come to."""
+
 _DAMAGE = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, OSError, struct.error),
     *(ArithmeticError, LookupError, TypeError, ValueError),
@@ -85,22 +99,23 @@ def load_torch_file(path: epath.PathLike) -> Any:
     it. OrderedDicts become dicts. Nothing in the file is executed.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: in one sentence: it is not a whole torch.save zip, a storage is missing or of
-        another size than its tensors say, or the pickle asks for anything but tensors, arrays
-        and containers.
+      UserError: there is no such file (`MissingFileError`); it is not a whole torch.save zip; a
+        storage is missing or of another size than its tensors say; the pickle asks for anything
+        but tensors, arrays and containers, or for more of them than the file can mean.
     """
     path = epath.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file.")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return _Interpreter(_Storages(archive)).run()
+                content = _Interpreter(_Storages(archive, path.stat().length)).run()
+                _check_extent(content)
+                return content
         except _RefusedError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
         except _DAMAGE as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: not a whole file as torch.save writes them since PyTorch 1.6 "
                 f"({' '.join(str(error).split()) or type(error).__name__}); copy or download it "
                 "again."
@@ -114,8 +129,15 @@ class _RefusedError(Exception):
 class _Storages:
     """The zip's members: the pickle, and tensor storages read at most once each."""
 
-    def __init__(self, archive: zipfile.ZipFile):
+    def __init__(self, archive: zipfile.ZipFile, file_bytes: int):
         self._archive = archive
+        self._room = file_bytes + SPARE_BYTES
+        # torch.save never compresses, so what is stored takes its place in the file.
+        if (declared := sum(info.file_size for info in archive.infolist())) > file_bytes:
+            raise _RefusedError(
+                f"its parts declare {declared} bytes where the file has {file_bytes}; it is "
+                "damaged or not what it says."
+            )
         pickles = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise _RefusedError(
@@ -126,6 +148,14 @@ class _Storages:
         big = order in archive.namelist() and self._read(order) == b"big"
         self._byteorder = ">" if big else "<"
         self._read_before: dict[str, np.ndarray] = {}
+
+    def take(self, size: int) -> None:
+        """Counts the bytes of another array; a file may name the same ones again and again."""
+        self._room -= size
+        if self._room < 0:
+            raise _RefusedError(
+                "its arrays come to far more than the file; it is not what it says."
+            )
 
     def pickle(self) -> bytes:
         return self._read(self._root + "data.pkl")
@@ -149,6 +179,7 @@ class _Storages:
         if raw.size % kind.itemsize:
             raise _RefusedError(f"a storage of {raw.size} bytes cannot hold elements of {dtype}.")
         if self._byteorder == ">" and kind.itemsize > 1:
+            self.take(raw.size)
             part = kind.itemsize // (2 if kind.kind == "c" else 1)
             raw = np.ascontiguousarray(raw.reshape(-1, part)[:, ::-1]).reshape(-1)
             raw.flags.writeable = False
@@ -180,13 +211,14 @@ class _ArrayType:
         # Whitelist of numbers, strings and bytes: "O" would be an array of Python objects.
         if not (isinstance(kind, str) and re.fullmatch(r"b1|[iufc]\d{1,2}|[SU]\d{1,9}", kind)):
             raise _RefusedError(
-                f"an array of type {kind!r}, but only arrays of numbers and strings are read."
+                f"an array of type '{_short(kind)}', but only arrays of numbers and strings are "
+                "read."
             )
         self.dtype = np.dtype(kind)
 
     def build(self, state: tuple) -> None:
         if state[1] not in ("<", ">", "=", "|"):
-            raise _RefusedError(f"an array with byte order {state[1]!r}.")
+            raise _RefusedError(f"an array with byte order {_short(state[1])}.")
         if any(part is not None for part in state[2:5]):
             raise _RefusedError(
                 "a structured array, but only arrays of numbers and strings are read."
@@ -202,9 +234,14 @@ class _Interpreter:
         self._stack: list = []
         self._marks: list[list] = []
         self._memo: dict[int, Any] = {}
+        self._number_keys = self._copied = 0
 
     def run(self) -> Any:
-        for opcode, argument, _ in pickletools.genops(self._storages.pickle()):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(self._storages.pickle())):
+            if count == MAX_OPCODES:
+                raise _RefusedError(
+                    f"its pickle has over {MAX_OPCODES} steps, more than any checkpoint needs."
+                )
             if opcode.name == "STOP":
                 return self._stack.pop()
             if opcode.name in _CONSTANTS:
@@ -280,7 +317,7 @@ class _Interpreter:
 
     def _frozenset(self, _) -> None:
         items = self._since_mark()
-        self._stack.append(frozenset(map(_hashable, items)))
+        self._stack.append(frozenset(map(self._hashable, items)))
 
     def _tuple1(self, _) -> None:
         self._stack[-1:] = [tuple(self._stack[-1:])]
@@ -310,11 +347,11 @@ class _Interpreter:
     def _set_items(self, items: list) -> None:
         target = _expect(self._stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_hashable(key)] = value
+            target[self._hashable(key)] = value
 
     def _additems(self, _) -> None:
         items = self._since_mark()
-        _expect(self._stack[-1], set).update(map(_hashable, items))
+        _expect(self._stack[-1], set).update(map(self._hashable, items))
 
     # Names, calls and states.
 
@@ -322,7 +359,7 @@ class _Interpreter:
         self._stack.append(_Global(".".join(argument.split(" "))))
 
     def _stack_global(self, _) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
+        name, module = (_expect(self._stack.pop(), str) for _ in range(2))
         self._stack.append(_Global(f"{module}.{name}"))
 
     def _reduce(self, _) -> None:
@@ -336,23 +373,24 @@ class _Interpreter:
         """The few calls that tensors, arrays and containers need."""
         match name:
             case "collections.OrderedDict" | "builtins.dict" | "__builtin__.dict":
-                return dict(*map(_pairs, arguments))
+                return dict(*map(self._pairs, arguments))
             case "builtins.set" | "__builtin__.set":
-                return set(map(_hashable, *arguments))
+                return set(map(self._hashable, self._counted(*arguments)))
             case "builtins.frozenset" | "__builtin__.frozenset":
-                return frozenset(map(_hashable, *arguments))
+                return frozenset(map(self._hashable, self._counted(*arguments)))
             case "torch.Size":
                 return tuple(_expect(arguments[0], tuple))
             case "builtins.bytes" | "__builtin__.bytes" if not arguments:
                 return b""
             case "_codecs.encode" if arguments[1:] == ("latin1",):
-                return _expect(arguments[0], str).encode("latin1")
+                self._storages.take(len(_expect(arguments[0], str)))
+                return arguments[0].encode("latin1")
             case "numpy.dtype":
                 return _ArrayType(arguments[0])
             case "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct":
                 if arguments[0] != "numpy.ndarray":
                     raise _RefusedError(
-                        f"its pickle asks for an array of class {arguments[0]!s:.80}."
+                        f"its pickle asks for an array of class {_short(arguments[0])}."
                     )
                 return np.empty(0, np.uint8)
             case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar":
@@ -360,23 +398,24 @@ class _Interpreter:
                 return _array((), kind, False, raw)[()]
             case "numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer":
                 raw, kind, shape, order = arguments
-                raw = bytes(_expect(raw, bytes | bytearray))
+                self._storages.take(len(_expect(raw, bytes | bytearray)))
+                raw = bytes(raw)
                 return _array(shape, _expect(kind, _ArrayType).dtype, order == "F", raw)
             case "torch._utils._rebuild_tensor_v2":
                 storage, offset, shape, strides = arguments[:4]
-                return _tensor(_expect(storage, np.ndarray), offset, shape, strides)
+                return self._tensor(_expect(storage, np.ndarray), offset, shape, strides)
             case "torch._utils._rebuild_tensor_v3":
                 storage, offset, shape, strides, _, _, dtype = arguments[:7]
                 dtype = str(_expect(dtype, _Global)).removeprefix("torch.")
                 if dtype not in _DTYPES:
                     raise _RefusedError(f"a tensor of type torch.{dtype}, which is not known here.")
                 storage = self._storages.as_dtype(_expect(storage, np.ndarray), dtype)
-                return _tensor(storage, offset, shape, strides)
+                return self._tensor(storage, offset, shape, strides)
             case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
                 return _expect(arguments[0], np.ndarray)
         raise _RefusedError(
-            f"its pickle asks for {name!s:.80}, but only tensors, arrays and containers are read; "
-            "nothing of it was run, and it should not be opened with other tools unless you "
+            f"its pickle asks for {_short(name)}, but only tensors, arrays and containers are "
+            "read; nothing of it was run, and it should not be opened with other tools unless you "
             "trust whoever made it."
         )
 
@@ -388,17 +427,46 @@ class _Interpreter:
             _, shape, kind, fortran, raw = _expect(state, tuple)
             kind = _expect(kind, _ArrayType).dtype
             array = _array(shape, kind, fortran, _expect(raw, bytes))
+            self._storages.take(array.nbytes)
             # In place, as the memo may hold the array already.
             target.__setstate__((1, array.shape, kind, bool(fortran), raw))
         elif not isinstance(target, dict):
             # A dict's state is its attributes, such as a state dict's `_metadata`: not needed.
             raise _RefusedError(f"its pickle sets the state of a {type(target).__name__}.")
 
+    def _tensor(self, storage: np.ndarray, *layout: Any) -> np.ndarray:
+        tensor = _tensor(storage, *layout)
+        # Strides of zero make a tensor of any size out of a single number.
+        self._storages.take(max(0, tensor.nbytes - storage.nbytes))
+        return tensor
+
+    def _hashable(self, key: Any) -> Any:
+        """Only plain keys: hashing a tuple of tuples of tuples can be made to take for ever."""
+        if not isinstance(key, str | bytes | int | float | bool | None):
+            raise _RefusedError(f"its pickle has a {type(key).__name__} as a key.")
+        self._number_keys += not isinstance(key, str | bytes)
+        if self._number_keys > MAX_NUMBER_KEYS:
+            raise _RefusedError(f"its pickle has over {MAX_NUMBER_KEYS} keys that are numbers.")
+        return key
+
+    def _counted(self, items: Any) -> Any:
+        """Items of a container to be copied; a pickle may ask for the same ones again and again."""
+        self._copied += len(_expect(items, list | tuple | set | frozenset))
+        if self._copied > MAX_NODES:
+            raise _RefusedError(f"its pickle copies over {MAX_NODES} items.")
+        return items
+
+    def _pairs(self, items: Any) -> list:
+        """Key-value pairs of an OrderedDict pickled as a list of them."""
+        return [(self._hashable(key), value) for key, value in self._counted(_expect(items, list))]
+
     def _binpersid(self, _) -> None:
         kind, storage, key, _, size = _expect(self._stack.pop(), tuple)
         if kind != "storage" or storage not in _STORAGES:
-            raise _RefusedError(f"its pickle asks for a {kind!s:.40} of type {storage!s:.80}.")
-        self._stack.append(self._storages.read(str(key), _STORAGES[storage], _count(size)))
+            raise _RefusedError(f"its pickle asks for a {_short(kind)} of type {_short(storage)}.")
+        self._stack.append(
+            self._storages.read(str(_expect(key, str | int)), _STORAGES[storage], _count(size))
+        )
 
 
 def _array(shape: tuple, kind: np.dtype, fortran: bool, raw: bytes) -> np.ndarray:
@@ -433,27 +501,38 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     )
 
 
-def _pairs(items: Any) -> list:
-    """Key-value pairs of an OrderedDict pickled as a list of them."""
-    return [(_hashable(key), value) for key, value in _expect(items, list)]
-
-
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise _RefusedError(
-            f"its pickle has a {type(value).__name__} where a {kind.__name__} should be."
+            f"its pickle has a {type(value).__name__} where a {getattr(kind, '__name__', kind)} "
+            "should be."
         )
     return value
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**62:
-        raise _RefusedError(f"its pickle has {value!r:.40} where a size should be.")
+        raise _RefusedError(f"its pickle has {_short(value)} where a size should be.")
     return value
 
 
-def _hashable(key: Any) -> Any:
-    """Only plain keys: hashing a tuple of tuples of tuples can be made to take for ever."""
-    if not isinstance(key, str | bytes | int | float | bool | None):
-        raise _RefusedError(f"its pickle has a {type(key).__name__} as a key.")
-    return key
+def _check_extent(content: Any) -> None:
+    """Raises `_RefusedError` for containers that hold themselves, or one another over and over."""
+    open_, nodes = [(content, 0)], 0
+    while open_:
+        value, depth = open_.pop()
+        nodes += 1
+        if nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise _RefusedError(
+                f"its containers come to over {MAX_NODES} values or {MAX_DEPTH} levels, more than "
+                "any checkpoint has."
+            )
+        if isinstance(value, dict):
+            open_ += ((item, depth + 1) for item in value.values())
+        elif isinstance(value, list | tuple):
+            open_ += ((item, depth + 1) for item in value)
+
+
+def _short(value: Any) -> str:
+    """A value for a sentence; printing containers can be made to take for ever."""
+    return f"{value!s:.80}" if isinstance(value, str | int) else f"a {type(value).__name__}"

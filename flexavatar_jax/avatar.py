@@ -1,116 +1,359 @@
-"""Makes an avatar of a tracked portrait and renders it: all the way round, or driven.
+"""Creates avatars, prints what is in one, renders them, and goes from one to another.
 
-    python -m flexavatar_jax.avatar render --workdir runs/demo --portrait DIR/inputs/NAME.jpg \
-        --out orbit.mp4
-    python -m flexavatar_jax.avatar render --workdir runs/demo --portrait DIR/inputs/NAME.jpg \
+    python -m flexavatar_jax.avatar create DIR/inputs/NAME.jpg --workdir runs/demo \
+        --out NAME.avatar [--fit 200]
+    python -m flexavatar_jax.avatar info NAME.avatar
+    python -m flexavatar_jax.avatar render NAME.avatar --workdir runs/demo --out orbit.mp4
+    python -m flexavatar_jax.avatar render NAME.avatar OTHER.avatar --workdir runs/demo \
         --driving DIR/driving/CLIP --out driven.mp4
+    python -m flexavatar_jax.avatar view NAME.avatar OTHER.avatar --workdir runs/demo
+    python -m flexavatar_jax.avatar export NAME.avatar --workdir runs/demo --html head.html
+    python -m flexavatar_jax.avatar interpolate A.avatar B.avatar --workdir runs/demo --out film.mp4
 
-Writes an MP4 and a GIF of the same name. The portrait's tracking (Pixel3DMM) lies beside it: see
-`data_pipelines/pixel3dmm.py`.
+Where an avatar is asked for, what it is made from may stand too: a picture DIR/inputs/NAME.jpg
+tracked with Pixel3DMM (see `data_pipelines/pixel3dmm.py`), or SET/PERSON of a prepared data set.
+docs/avatars.md shows all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from data_pipelines.pixel3dmm import Portrait, find_input, read_driving, read_portrait
+from data_pipelines.errors import UserError
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
-from flexavatar_jax.avatars.video import write_animation
+from flexavatar_jax.avatars import film, performances, scenes, viewer
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.avatar_file import (
+    SUFFIX,
+    Avatar,
+    check_belongs,
+    load_avatar,
+    save_avatar,
+)
+from flexavatar_jax.avatars.create import create_avatar
+from flexavatar_jax.avatars.export import command as export_command
+from flexavatar_jax.avatars.fit import FitSettings
+from flexavatar_jax.avatars.interpolation import METHODS, corner_grid, path_through
+from flexavatar_jax.avatars.observations import people_of, read_observations
+from flexavatar_jax.frozen.networks import load_perceptual_networks
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
-from kernels.rasterizer import choose_backend
-
-FRAMES_PER_SECOND = 24
-ORBIT_FRAMES = 72
 
 
-def find_portrait(path: str) -> Portrait:
-    """Reads the tracked portrait DIR/inputs/NAME.jpg.
+def create(args: argparse.Namespace) -> None:
+    """The `create` command."""
+    settings = FitSettings(
+        steps=args.fit,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        pull=args.pull,
+        seed=args.seed,
+    )
+    for source, out in _outputs(args):
+        cli.check_out(out)
+        person = read_observations(source, args.images)
+        settings.check(len(person.seen))
+        animator = _animator(args)
+        frozen = load_perceptual_networks(animator.loaded.config, args.dinov2_small, args.sam2)
+        with tqdm(
+            total=args.fit, desc=f"fitting {person.name}", unit="step", disable=not args.fit
+        ) as bar:
 
-    Tracking goes by NAME alone, so another picture of that name could be taken for it.
-    """
-    given = Path(path).absolute()
-    if not given.exists():
-        raise FileNotFoundError(f"--portrait {path}: no such file; expected DIR/inputs/NAME.jpg")
-    root, name = given.parent.parent, given.name if given.is_dir() else given.stem
-    found = Path(find_input(root, name))
-    if found != given:
-        raise ValueError(
-            f"--portrait {path}: tracking of that name belongs to {found}; give that file, or move "
-            "it away"
-        )
-    return read_portrait(root, name)
+            def progress(steps: int, loss: float, bar: tqdm = bar) -> None:
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update(steps)
+
+            strip = out.with_suffix(".fit.png") if args.fit else ""
+            avatar = create_avatar(
+                animator, person, settings, frozen, strip=strip, progress=progress
+            )
+        save_avatar(out, avatar)
+        print(out)
 
 
-def render_avatar(args: argparse.Namespace) -> None:
-    """The `render` command."""
+def _outputs(args: argparse.Namespace) -> list[tuple[list[str], Path]]:
+    """The sources of each avatar to create, and its file."""
     out = Path(args.out)
-    if out.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"--out {out} must end in .mp4 or .gif (both are written)")
-    cli.check_out(out)
-    for option in ("frames", "size"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; expected 1 or more")
-    choose_backend(args.backend)
-    if args.driving and args.frames is not None:
-        raise ValueError(
-            f"--frames {args.frames} is for an orbit; a driven avatar has as many frames as its "
-            "performance: leave out --frames or --driving"
+    if not args.people:
+        if out.suffix != SUFFIX:
+            raise UserError(f"--out {out} must end in {SUFFIX}")
+        return [(args.sources, out)]
+    if len(args.sources) != 1:
+        raise UserError("--people names people of one prepared data set; give its folder alone")
+    if not out.is_dir():
+        raise UserError(f"--out {out} must be a folder, which exists, for the avatars of --people")
+    (folder,) = args.sources
+    people = people_of(folder, args.people.split(","))
+    return [([f"{folder}/{name}"], out / f"{name}{SUFFIX}") for name in people]
+
+
+def info(args: argparse.Namespace) -> None:
+    """The `info` command."""
+    avatar = load_avatar(args.avatar)
+    fitted = np.abs(avatar.offsets).max()
+    lines = {
+        "name": avatar.name,
+        "format version": avatar.version,
+        "avatar code": " x ".join(map(str, avatar.code.shape)),
+        "tracked frames": len(avatar.expressions),
+        "made from frames": ", ".join(map(str, avatar.seen[:16]))
+        + ("..." if len(avatar.seen) > 16 else ""),
+        "fitted": f"yes, expression offsets up to {fitted:.3f}" if fitted else "no",
+        "camera distance": f"{np.linalg.norm(avatar.cam2head[:3, 3]):.3f} m",
+        "checkpoint": avatar.checkpoint,
+        "template": avatar.template,
+        **avatar.notes,
+    }
+    for name, value in lines.items():
+        print(f"{name:>18}: {str(value)[:200]!s}")
+
+
+def render(args: argparse.Namespace) -> None:
+    """The `render` command."""
+    out, background = _check_film(args)
+    sources = [*args.avatars, *args.portrait]
+    if not sources:
+        raise UserError("there is no avatar; give an .avatar file, or DIR/inputs/NAME.jpg")
+    driving = performances.read_performance(args.driving) if args.driving else None
+    if args.beside and driving is None:
+        raise UserError("--beside shows the pictures that drive the avatar; give --driving")
+    if args.beside:
+        performances.check_pictures(driving, args.driving)
+    camera = args.camera or ("still" if driving else "orbit")
+    animator, avatars = _avatars(args, sources)
+    films = [
+        scenes.shots(
+            animator, avatar, camera, args.frames, driving, args.pose, args.size, background
         )
-    portrait = find_portrait(args.portrait)
-    driving = read_driving(args.driving) if args.driving else None
-    cli.check_dinov2(args.dinov2, args.workdir, read_config(args.workdir))
-    loaded = load_model(args.workdir, args.step, args.dinov2)
-    animator = Animator(loaded, backend=args.backend)
-    size = animator.image_size
-    image = np.asarray(
-        Image.fromarray(portrait.image).resize((size, size), Image.Resampling.BICUBIC)
-    )
-    mask = np.asarray(Image.fromarray(portrait.mask).resize((size, size), Image.Resampling.BICUBIC))
-    code = animator.encode(image, mask, portrait.cam2head, portrait.K)
-    if driving is None:
-        frames = ORBIT_FRAMES if args.frames is None else args.frames
-        views = orbit_cameras(portrait.cam2head, frames)
-        expressions = np.repeat(portrait.expression[None], len(views), axis=0)
+        for avatar in avatars
+    ]
+    count = films[0].frames
+    columns = [shot.images for shot in films]
+    if args.beside:
+        size = args.size or animator.image_size
+        columns = [scenes.beside(driving, count, size, background), *columns]
+    frames = scenes.side_by_side(columns)
+    _write(out, frames, count, args.fps)
+
+
+def interpolate(args: argparse.Namespace) -> None:
+    """The `interpolate` command."""
+    out, background = _check_film(args)
+    driving = performances.read_performance(args.driving) if args.driving else None
+    animator, avatars = _avatars(args, args.avatars)
+    codes = np.stack([avatar.code for avatar in avatars])
+    own = np.stack([avatar.expression for avatar in avatars])
+    first = avatars[0]
+    if args.grid is not None:
+        codes, weights = corner_grid(codes, args.grid, args.method)
+        frames, count = scenes.grid(
+            animator,
+            codes,
+            weights @ own,
+            first,
+            args.camera,
+            args.frames,
+            driving,
+            args.size,
+            background,
+        )
     else:
-        expressions = driving.expression
-        views = np.repeat(portrait.cam2head[None], len(expressions), axis=0)
-    images = animator.render(
-        code,
-        expressions,
-        views,
-        np.repeat(portrait.K[None], len(views), axis=0),
-        size=size if args.size is None else args.size,
-        progress=lambda chunks: tqdm(chunks, desc="rendering", unit="chunk"),
+        count = scenes.count_frames(args.camera, args.frames, driving, still=scenes.FRAMES)
+        codes, weights = path_through(codes, count, args.method)
+        expressions = weights @ own if driving is None else driving.expressions
+        views = scenes.views_of(first, args.camera, count)
+        frames = animator.frames(codes, expressions, *views, size=args.size, background=background)
+    _write(out, frames, count, args.fps)
+
+
+def view(args: argparse.Namespace) -> None:
+    """The `view` command."""
+    viewer.check_options(args)
+    viewer.view_avatars(args, *_avatars(args, args.avatars))
+
+
+def export(args: argparse.Namespace) -> None:
+    """The `export` command."""
+    export_command.check_options(args)
+    animator, (avatar,) = _avatars(args, [args.avatar])
+    export_command.export_avatar(args, animator, avatar)
+
+
+def _check_film(args: argparse.Namespace) -> tuple[Path, tuple[float, float, float] | None]:
+    """The film's file, and the colour behind it; raises `UserError` for what cannot be meant."""
+    out, background = Path(args.out), scenes.parse_background(args.background)
+    film.check_film(out, transparent=background is None)
+    for option in ("frames", "size", "fps"):
+        value = getattr(args, option)
+        if value is not None and not 1 <= value <= scenes.MOST[option]:
+            raise UserError(f"--{option} is {value}; expected 1 to {scenes.MOST[option]}")
+    cli.check_backend(args.backend)
+    return out, background
+
+
+def _avatars(args: argparse.Namespace, sources: Sequence[str]) -> tuple[Animator, list[Avatar]]:
+    """The avatars of files, and of what avatars are made from; all files are read first."""
+    read = [
+        load_avatar(s) if Path(s).suffix == SUFFIX else read_observations([s], None)
+        for s in sources
+    ]
+    animator = _animator(args)
+    avatars = []
+    for source, found in zip(sources, read, strict=True):
+        if isinstance(found, Avatar):
+            check_belongs(found, animator.loaded, source, args.workdir)
+            avatars.append(found)
+        else:
+            avatars.append(create_avatar(animator, found))
+    return animator, avatars
+
+
+def _animator(args: argparse.Namespace) -> Animator:
+    """The model of --workdir, loaded once."""
+    if not hasattr(args, "animator"):
+        cli.check_backend(args.backend)
+        cli.check_dinov2(args.dinov2, args.workdir, read_config(args.workdir))
+        args.animator = Animator(
+            load_model(args.workdir, args.step, args.dinov2), backend=args.backend
+        )
+    return args.animator
+
+
+def _write(out: Path, frames: Iterator[np.ndarray], count: int, fps: float) -> None:
+    film.write_film(out, tqdm(frames, total=count, desc="rendering", unit="frame"), fps)
+    print(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flexavatar_jax.avatar",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for path in write_animation(out, np.round(images * 255).astype(np.uint8), FRAMES_PER_SECOND):
-        print(path)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--workdir", required=True, help="folder of a training run or an import")
+    model.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    model.add_argument(
+        "--dinov2", default="", help="DINOv2 weights, if not where training had them"
+    )
+    model.add_argument("--backend", default="auto", help="rasterizer: auto, xla, ...")
+
+    filmed = argparse.ArgumentParser(add_help=False)
+    filmed.add_argument("--out", required=True, help=f"the film, which ends in {film.FORMATS}")
+    filmed.add_argument(
+        "--driving", help="folder of .frame files, DIR/inputs/VIDEO, SET/PERSON or FILE.avatar"
+    )
+    filmed.add_argument(
+        "--frames", type=int, help=f"of a film without --driving (default: {scenes.FRAMES})"
+    )
+    filmed.add_argument("--size", type=int, help="pixels a side (default: the model's)")
+    filmed.add_argument("--fps", type=float, default=24, help="frames a second (default: 24)")
+    filmed.add_argument(
+        "--background", default="white", help="white, black, a name, #rrggbb, or transparent"
+    )
+
+    command = commands.add_parser("create", parents=[model], help="make an .avatar file")
+    command.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="DIR/inputs/NAME.jpg (several, or a video), or SET/PERSON",
+    )
+    command.add_argument("--out", required=True, help="NAME.avatar; a folder for --people")
+    command.add_argument("--people", help="names, or all: people of the prepared data set SOURCE")
+    command.add_argument(
+        "--images",
+        type=int,
+        help="frames of a video or a prepared person to make it from (default: 1)",
+    )
+    defaults = FitSettings()
+    command.add_argument(
+        "--fit",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="fit the code to the pictures (200; 1000 for several)",
+    )
+    command.add_argument("--batch", type=int, default=defaults.batch, help="pictures a step")
+    command.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
+    command.add_argument(
+        "--pull",
+        type=float,
+        default=defaults.pull,
+        help="weight of staying near the encoder's code",
+    )
+    command.add_argument("--seed", type=int, default=defaults.seed, help="of the pictures' order")
+    command.add_argument("--dinov2_small", default="", help="weights for the fit's DINO loss")
+    command.add_argument("--sam2", default="", help="weights for the fit's SAM loss")
+    command.set_defaults(run=create)
+
+    command = commands.add_parser("info", help="print what is in an .avatar file")
+    command.add_argument("avatar", help="FILE.avatar")
+    command.set_defaults(run=info)
+
+    command = commands.add_parser(
+        "render", parents=[model, filmed], help="film one or several avatars, side by side"
+    )
+    command.add_argument(
+        "avatars", nargs="*", metavar="AVATAR", help="FILE.avatar, or what one is made from"
+    )
+    command.add_argument(
+        "--portrait", action="append", default=[], help="the same as an AVATAR: DIR/inputs/NAME.jpg"
+    )
+    command.add_argument(
+        "--camera",
+        help="orbit, circle, still or a camera path FILE.json (default: orbit, or still if driven)",
+    )
+    command.add_argument(
+        "--pose",
+        choices=("frozen", "kept"),
+        default="frozen",
+        help="whether the head moves as the driver's did",
+    )
+    command.add_argument(
+        "--beside", action="store_true", help="show the driving pictures beside the avatar"
+    )
+    command.set_defaults(run=render)
+
+    command = commands.add_parser(
+        "interpolate", parents=[model, filmed], help="film the way from one avatar to others"
+    )
+    command.add_argument(
+        "avatars", nargs="+", metavar="AVATAR", help="FILE.avatar, or what one is made from"
+    )
+    command.add_argument(
+        "--camera", default="still", help="orbit, circle, still or a camera path FILE.json"
+    )
+    command.add_argument("--method", choices=METHODS, default=METHODS[0])
+    command.add_argument(
+        "--grid",
+        type=int,
+        metavar="SIDE",
+        help="four avatars as the corners of a square of SIDE x SIDE",
+    )
+    command.set_defaults(run=interpolate)
+
+    command = commands.add_parser("view", parents=[model], help="look at avatars in the browser")
+    viewer.add_options(command)
+    command.set_defaults(run=view)
+
+    command = commands.add_parser(
+        "export", parents=[model], help="write a web page, .ply, .glb or .spz"
+    )
+    export_command.add_options(command)
+    command.set_defaults(run=export)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m flexavatar_jax.avatar", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("render", help="render a portrait's avatar to MP4 and GIF")
-    command.add_argument("--workdir", required=True, help="folder of a training run or an import")
-    command.add_argument("--step", type=int, help="checkpoint (default: the newest)")
-    command.add_argument(
-        "--dinov2", default="", help="DINOv2 weights, if not where training had them"
-    )
-    command.add_argument("--portrait", required=True, help="DIR/inputs/NAME.jpg, tracked")
-    command.add_argument("--driving", help="folder of .frame files that drive the avatar")
-    command.add_argument("--out", required=True, help="animation.mp4 (and .gif beside it)")
-    command.add_argument("--frames", type=int, help=f"frames of an orbit (default: {ORBIT_FRAMES})")
-    command.add_argument("--size", type=int, help="pixels a side (default: the model's)")
-    command.add_argument("--backend", default="auto", help="rasterizer: auto, xla, ...")
-    command.set_defaults(run=render_avatar)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     cli.guard(lambda: args.run(args))
 
 

@@ -20,7 +20,6 @@ import os
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -28,9 +27,10 @@ from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.evaluation.entanglement import steadiness
-from flexavatar_jax.evaluation.identity import identity_rank1
+from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.metrics import (
     mask_iou,
     score,
@@ -46,17 +46,6 @@ from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
 ORBIT_FRAMES = 48
-
-
-def check_numbers(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Raises `ValueError` for an evaluation of nothing; one of a person's images is the input."""
-    for field, least in (("people", 1), ("images_per_person", 2), ("constant_images", 1)):
-        value = config.eval[field]
-        if value < least:
-            raise UserError(
-                f"config.eval.{field} is {value}; expected {least} or more: correct it in "
-                f"{epath.Path(workdir) / 'config.json'}"
-            )
 
 
 def evaluate(
@@ -85,8 +74,7 @@ def evaluate(
     cli.check_dinov2(dinov2, workdir, config)
     config.data.root = data_root or config.data.root
     config.eval.dataset = dataset or config.eval.dataset
-    check_numbers(config, workdir)
-    size = config.data.image_size
+    size = config.model.image_size
     test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
     report = epath.Path(workdir) / "report"
     try:
@@ -109,16 +97,22 @@ def evaluate(
         source = person.input
         code = animator.encode(source.image, source.mask, source.cam2head, source.K)
         codes.append(code)
-        look = animator.look(
-            code,
-            np.stack([t.expression for t in person.targets]),
-            np.stack([t.cam2head for t in person.targets]),
-            np.stack([t.K for t in person.targets]),
-            size=size,
+        color, alpha = np.split(
+            animator.render(
+                code,
+                np.stack([t.expression for t in person.targets]),
+                np.stack([t.cam2head for t in person.targets]),
+                np.stack([t.K for t in person.targets]),
+                size=size,
+                background=None,
+            ),
+            [3],
+            axis=-1,
         )
+        predictions = alpha * color + (1 - alpha)
         truths = np.stack([on_white(t) for t in person.targets])
         sectors = [sector(t.cam2head) for t in person.targets]
-        compared = {"unseen": look.color}
+        compared = {"unseen": predictions}
         if constants:
             compared["constant"] = np.stack([constants[s] for s in sectors]).astype(np.float32)
             compared["nearest"] = trained_on.views(person)
@@ -131,10 +125,10 @@ def evaluate(
             for name, images in compared.items()
             for measure, values in score(images, truths).items()
         }
-        scores["iou_unseen"] = mask_iou(look.alpha, np.stack([t.mask for t in person.targets]))
+        scores["iou_unseen"] = mask_iou(alpha[..., 0], np.stack([t.mask for t in person.targets]))
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
-        shown.append(TestPerson(person.name, on_white(source), sectors, truths, look.color))
+        shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
 
     first = people[0].input
     jaws = [
@@ -142,7 +136,7 @@ def evaluate(
         for one in tqdm(zip(people, codes, strict=True), desc="opening jaws", total=len(people))
     ]
     metrics = summarise(rows)
-    metrics |= identity_rank1(animator, people, codes, size)
+    metrics |= identity_by_sector(animator, people, codes, size)
     metrics |= expression_following(people, [person.predictions for person in shown])
     metrics |= {
         "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),

@@ -24,6 +24,7 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
@@ -93,7 +94,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
     meter = Meter(config, workdir, log)
     trace = Trace(workdir, wanted=profile)
     step_function, finished = None, False
-    perceptual_from = config.loss.perceptual_start if frozen.dino or frozen.sam else math.inf
+    perceptual_from = (
+        config.loss.perceptual_start if frozen.dinov2_small or frozen.sam2 else math.inf
+    )
 
     def save() -> None:
         progress = {"seconds": time.monotonic() - started, "skipped": int(state.skipped)}
@@ -158,13 +161,10 @@ def compile_step(
     return compiled
 
 
-def place(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def place(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """This host's share of a batch (`batch_share`) as global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+    return Batch(*(jax.make_array_from_process_local_data(sharding, field) for field in batch))
 
 
 class StopSignal:

@@ -53,7 +53,7 @@ def _extents(splats: Splats) -> tuple[Array, Array]:
     """Largest sigma that is drawn [N] (negative: none) and the ellipse's half size [N, 2]."""
     drawn = splats.opacities >= MIN_ALPHA
     reach = jnp.where(drawn, jnp.log(jnp.where(drawn, splats.opacities, 1.0) / MIN_ALPHA), -1.0)
-    p, q, r = jnp.moveaxis(splats.whitening, -1, 0)
+    p, q, r = jnp.moveaxis(splats.cholesky, -1, 0)
     # The covariance is U^-1 U^-T.
     deviation = jnp.stack([jnp.sqrt(1.0 + (q / r) ** 2) / p, 1.0 / r], -1)
     half = jnp.sqrt(2.0 * jnp.maximum(reach, 0.0))[:, None] * deviation
@@ -89,8 +89,8 @@ def _add_up_to_limit(a: Array, b: Array) -> Array:
 
 
 GUESSED_PIXELS = 56
-"""Width of a splat whose size isn't known: FLEX-1's before training, seen from a metre at 512x512,
-touch 60 tiles of 8x8 pixels on average."""
+"""Width of a splat whose size isn't known: 64 tiles of 8x8 pixels. Ample for scenes of thousands of
+Gaussians; whoever knows a scene better passes its capacity."""
 
 
 def default_capacity(num_splats: int, width: int, height: int, tile: tuple[int, int]) -> int:
@@ -112,14 +112,14 @@ def round_capacity(slots: int) -> int:
 
 
 def nearest_sigma(
-    whitening: Float[Array, "*b 3"], lowest: Float[Array, "*b 2"], highest: Float[Array, "*b 2"]
+    cholesky: Float[Array, "*b 3"], lowest: Float[Array, "*b 2"], highest: Float[Array, "*b 2"]
 ) -> Float[Array, "*b"]:
     """Smallest sigma in the box of offsets from the splat's centre `lowest` to `highest`.
 
     Sigma grows away from the centre, so its minimum over the box lies on the sides that face
     the centre (or is 0 inside).
     """
-    p, q, r = jnp.moveaxis(whitening, -1, 0)
+    p, q, r = jnp.moveaxis(cholesky, -1, 0)
     x, y = jnp.moveaxis(jnp.clip(0.0, lowest, highest), -1, 0)
     y_at_x = jnp.clip(-p * q * x / (q * q + r * r), lowest[..., 1], highest[..., 1])
     x_at_y = jnp.clip(-q * y / p, lowest[..., 0], highest[..., 0])
@@ -157,7 +157,7 @@ def sort_intersections(
     corner = cell.astype(jnp.float32) * jnp.array(tile, jnp.float32) + 0.5
     corner = corner - splats.means[splat]
     sigma = nearest_sigma(
-        splats.whitening[splat], corner, corner + jnp.array(tile, jnp.float32) - 1.0
+        splats.cholesky[splat], corner, corner + jnp.array(tile, jnp.float32) - 1.0
     )
     touched = (slot < total) & (sigma <= reach[splat] + SLACK)
     cell_index = jnp.where(touched, cell[:, 1] * across + cell[:, 0], tiles).astype(jnp.uint32)

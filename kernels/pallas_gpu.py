@@ -4,9 +4,9 @@ Needs no compiler but the one in JAX. `binning` gives every tile its splats, fro
 program blends one tile of 8x8 pixels, `CHUNK` splats at a time: within a chunk everything is an
 array [splats, pixels], and transmittance is a running sum of log(1 - alpha) down the splats.
 
-The backward pass walks the tiles the same way, front to back; what lies behind a splat is the
-finished pixel less what is in front. It leaves a row of gradients for every intersection, which a
-third kernel sums splat by splat: no atomics, so the same bits every run.
+The backward pass walks the tiles back to front, from the transmittance that each pixel ended with,
+and adds up what lies behind each splat: nothing is subtracted. It leaves a row of gradients for
+every intersection, which a third kernel sums splat by splat: no atomics, so the same bits each run.
 
 Pallas's Triton lowering needs sizes that are powers of two. It is in JAX 0.10 and, deprecated in
 favour of Mosaic GPU, in JAX 0.12. Mosaic GPU is made for the tensor cores' large matrices and wants
@@ -50,20 +50,25 @@ def _forward(splats: Splats, *, width, height, capacity, interpret=False):
     geometry, features = _pack(splats)
     images, num = splats.features.shape[0], splats.features.shape[-1]
     across, down = binning.grid(width, height, TILE)
-    out = _call(
+    tiles = images, across * down, PIXELS
+    out, transmittance, reached = _call(
         functools.partial(_blend_tile, across=across),
         grid=(across * down, images),
-        out_shape=[shape_like(geometry, images, across * down, PIXELS, features.shape[-1])],
+        out_shape=[
+            shape_like(geometry, *tiles, features.shape[-1]),
+            shape_like(geometry, *tiles),
+            shape_like(geometry, *tiles, dtype=jnp.int32),
+        ],
         interpret=interpret,
-    )(geometry, features, bins.splats, bins.starts)[0]
+    )(geometry, features, bins.splats, bins.starts)
     out = _join(out, width, height)
-    return Blend(out[..., :num], out[..., num], bins.overflow), bins
+    return Blend(out[..., :num], out[..., num], bins.overflow), (bins, transmittance, reached)
 
 
 def _backward(
     splats: Splats,
     blend: Blend,
-    bins,
+    residuals,
     d_features,
     d_alpha,
     *,
@@ -75,7 +80,7 @@ def _backward(
     geometry, features = _pack(splats)
     images, count, num = splats.features.shape
     across, down = binning.grid(width, height, TILE)
-    total = jnp.sum(blend.features * d_features, -1) + blend.alpha * d_alpha
+    bins, transmittance, reached = residuals
     d_out = _pad_features(jnp.concatenate([d_features, d_alpha[..., None]], -1))
 
     # A row for every slot, and one that is never read. Slots that turn out to be no intersection,
@@ -87,11 +92,11 @@ def _backward(
         functools.partial(_differentiate_tile, across=across),
         grid=(across * down, images),
         out_shape=rows,
-        input_output_aliases={7: 0, 8: 1},
+        input_output_aliases={8: 0, 9: 1},
         interpret=interpret,
     )(
         geometry, features, bins.splats, bins.starts, bins.slots,
-        _cut(d_out, width, height), _cut(total, width, height), *zeros,
+        _cut(d_out, width, height), transmittance, reached, *zeros,
     )  # fmt: skip
     d_geometry, d_splat_features = _call(
         _sum_slots,
@@ -101,7 +106,7 @@ def _backward(
     )(bins.ends, bins.counts, d_geometry, d_splat_features)
     return Splats(
         means=d_geometry[..., 0:2],
-        whitening=d_geometry[..., 2:5],
+        cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
         depths=d_geometry[..., 6],
         features=d_splat_features[..., :num],
@@ -117,7 +122,7 @@ def _call(kernel, *, interpret: bool, **settings):
 
 def _pack(splats: Splats) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:
     """Geometry, and features with a last one that is always 1: what blends to alpha."""
-    geometry = jnp.concatenate([splats.means, splats.whitening, splats.opacities[..., None]], -1)
+    geometry = jnp.concatenate([splats.means, splats.cholesky, splats.opacities[..., None]], -1)
     geometry = jnp.pad(geometry, ((0, 0), (0, 0), (0, GEOMETRY - geometry.shape[-1])))
     ones = jnp.ones_like(splats.features[..., :1])
     return geometry, _pad_features(jnp.concatenate([splats.features, ones], -1))
@@ -155,6 +160,12 @@ def _dot(a, b):
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)  # float32 all through, no TF32
 
 
+def _later():
+    """[CHUNK, CHUNK] with a 1 where the column's splat is behind the row's."""
+    place = jnp.arange(CHUNK)
+    return (place[None, :] > place[:, None]).astype(jnp.float32)
+
+
 def _load_chunk(geometry_ref, features_ref, splats_ref, image, position, end, x, y):
     """A chunk's numbers from `position` of a tile's list on, and their alphas at the pixels."""
     places = position + jnp.arange(CHUNK)
@@ -185,70 +196,73 @@ def _pixels(tile, across):
     return x.astype(jnp.float32) + 0.5, y.astype(jnp.float32) + 0.5
 
 
-def _weights(alpha, transmittance):
-    """Weights of a chunk, transmittance in front of each splat, and [PIXELS] behind the chunk.
-
-    A pixel ends before the splat that would bring its transmittance to MIN_TRANSMITTANCE or less;
-    transmittance runs on past that splat, and so stays too low for all that follow.
-    """
-    logs = jnp.log(1.0 - alpha)
-    sums = jnp.cumsum(logs, axis=0)
-    before = transmittance[None] * jnp.exp(sums - logs)
-    after = transmittance[None] * jnp.exp(sums)
-    blended = after > MIN_TRANSMITTANCE
-    weights = jnp.where(blended, alpha * before, 0.0)
-    return weights, before, blended, transmittance * jnp.exp(jnp.sum(logs, axis=0))
-
-
-def _blend_tile(geometry_ref, features_ref, splats_ref, starts_ref, out_ref, *, across):
-    tile, image = pl.program_id(0), pl.program_id(1)
-    begin, end = _load(starts_ref, image, tile), _load(starts_ref, image, tile + 1)
-    x, y = _pixels(tile, across)
-
-    def unfinished(state):
-        position, transmittance, _ = state
-        return (position < end) & (jnp.max(transmittance) > MIN_TRANSMITTANCE)
-
-    def body(state):
-        position, transmittance, total = state
-        *_, alpha, _, features = _load_chunk(
-            geometry_ref, features_ref, splats_ref, image, position, end, x, y
-        )
-        weights, _, _, transmittance = _weights(alpha, transmittance)
-        return position + CHUNK, transmittance, total + _dot(weights.T, features)
-
-    total = jnp.zeros((PIXELS, features_ref.shape[-1]), jnp.float32)
-    *_, total = lax.while_loop(unfinished, body, (begin, jnp.ones(PIXELS, jnp.float32), total))
-    out_ref[image, tile] = total
-
-
-def _differentiate_tile(
-    geometry_ref, features_ref, splats_ref, starts_ref, slots_ref, d_out_ref, total_ref,
-    _, __, d_geometry_ref, d_features_ref, *, across,
+def _blend_tile(
+    geometry_ref, features_ref, splats_ref, starts_ref,
+    out_ref, transmittance_ref, reached_ref, *, across,
 ):  # fmt: skip
     tile, image = pl.program_id(0), pl.program_id(1)
     begin, end = _load(starts_ref, image, tile), _load(starts_ref, image, tile + 1)
     x, y = _pixels(tile, across)
-    d_out, total = d_out_ref[image, tile], total_ref[image, tile]
-    columns = jnp.arange(features_ref.shape[-1])
-    capacity = d_geometry_ref.shape[1] - 1
 
     def unfinished(state):
-        position, transmittance, _ = state
+        position, transmittance, *_ = state
         return (position < end) & (jnp.max(transmittance) > MIN_TRANSMITTANCE)
 
     def body(state):
-        position, transmittance, in_front = state
+        position, transmittance, final, reached, total = state
+        *_, alpha, _, features = _load_chunk(
+            geometry_ref, features_ref, splats_ref, image, position, end, x, y
+        )
+        # A pixel ends before the splat that would bring its transmittance to MIN_TRANSMITTANCE or
+        # less; it runs on past that splat, and so stays too low for all that follow.
+        logs = jnp.log(1.0 - alpha)
+        sums = jnp.cumsum(logs, axis=0)
+        after = transmittance[None] * jnp.exp(sums)
+        blended = after > MIN_TRANSMITTANCE
+        weights = jnp.where(blended, alpha * transmittance[None] * jnp.exp(sums - logs), 0.0)
+        return (
+            position + CHUNK,
+            transmittance * jnp.exp(jnp.sum(logs, axis=0)),
+            jnp.minimum(final, jnp.min(jnp.where(blended, after, 1.0), axis=0)),
+            reached + jnp.sum(blended.astype(jnp.int32), axis=0),
+            total + _dot(weights.T, features),
+        )
+
+    ones = jnp.ones(PIXELS, jnp.float32)
+    total = jnp.zeros((PIXELS, features_ref.shape[-1]), jnp.float32)
+    start = (begin, ones, ones, jnp.zeros(PIXELS, jnp.int32), total)
+    _, _, final, reached, total = lax.while_loop(unfinished, body, start)
+    out_ref[image, tile] = total
+    transmittance_ref[image, tile] = final
+    reached_ref[image, tile] = reached
+
+
+def _differentiate_tile(
+    geometry_ref, features_ref, splats_ref, starts_ref, slots_ref, d_out_ref, transmittance_ref,
+    reached_ref, _, __, d_geometry_ref, d_features_ref, *, across,
+):  # fmt: skip
+    tile, image = pl.program_id(0), pl.program_id(1)
+    begin, end = _load(starts_ref, image, tile), _load(starts_ref, image, tile + 1)
+    x, y = _pixels(tile, across)
+    d_out, reached = d_out_ref[image, tile], reached_ref[image, tile]
+    columns = jnp.arange(features_ref.shape[-1])
+    capacity = d_geometry_ref.shape[1] - 1
+
+    def body(number, state):
+        transmittance, behind = state
+        position = begin + (chunks - 1 - number) * CHUNK
         places, inside, (p, q, r, opacity), (dx, dy, u, v), alpha, smooth, features = _load_chunk(
             geometry_ref, features_ref, splats_ref, image, position, end, x, y
         )
-        weights, before, blended, transmittance = _weights(alpha, transmittance)
-        values = _dot(features, d_out.T)
-        light = weights * values
-        behind = (total - in_front)[None] - jnp.cumsum(light, axis=0)
-        d_alpha = jnp.where(blended & smooth, before * values - behind / (1.0 - alpha), 0.0)
+        alpha = jnp.where((places - begin)[:, None] < reached[None], alpha, 0.0)
+        logs = jnp.log(1.0 - alpha)
+        taken = jnp.sum(logs, axis=0)
+        transmittance *= jnp.exp(-taken)
+        weights = alpha * transmittance[None] * jnp.exp(jnp.cumsum(logs, axis=0) - logs)
+        light = weights * _dot(features, d_out.T)
+        farther = behind[None] + _dot(_later(), light)
         # With strength = opacity exp(-(u^2 + v^2) / 2): gradients by its logarithm, then by u, v.
-        d_log = d_alpha * alpha
+        d_log = jnp.where(smooth, light - farther * alpha / (1.0 - alpha), 0.0)
         du, dv = d_log * u, d_log * v
         sum_u, sum_v = jnp.sum(du, axis=1), jnp.sum(dv, axis=1)
         p, q, r, opacity = (a.reshape(CHUNK) for a in (p, q, r, opacity))
@@ -270,10 +284,11 @@ def _differentiate_tile(
             _dot(weights, d_out),
             mask=inside[:, None] & (columns >= 0)[None, :],
         )
-        return position + CHUNK, transmittance, in_front + jnp.sum(light, axis=0)
+        return transmittance, behind + jnp.sum(light, axis=0)
 
-    start = (begin, jnp.ones(PIXELS, jnp.float32), jnp.zeros(PIXELS, jnp.float32))
-    lax.while_loop(unfinished, body, start)
+    chunks = pl.cdiv(jnp.max(reached), CHUNK)
+    start = (transmittance_ref[image, tile], jnp.zeros(PIXELS, jnp.float32))
+    lax.fori_loop(0, chunks, body, start)
 
 
 def _sum_slots(ends_ref, counts_ref, *refs):

@@ -37,7 +37,7 @@ MAX_HEADER = 1 << 16
 log = logging.getLogger(__name__)
 
 
-class Gaussians(NamedTuple):
+class GaussianCloud(NamedTuple):
     """3D Gaussians as `rasterize` takes them."""
 
     means: Float[np.ndarray, "N 3"]
@@ -48,7 +48,7 @@ class Gaussians(NamedTuple):
     """RGB, 0 to 1."""
 
 
-def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
+def write_ply(path: str | os.PathLike, gaussians: GaussianCloud) -> None:
     """Write Gaussians, of any leading shape, to `path`, whole or not at all.
 
     Opacities are kept within 1e-6 of 0 and 1 and scales above 1e-12, where logits and logarithms
@@ -78,7 +78,7 @@ def write_ply(path: str | os.PathLike, gaussians: Gaussians) -> None:
     partial.replace(path)
 
 
-def read_ply(path: str | os.PathLike) -> Gaussians:
+def read_ply(path: str | os.PathLike) -> GaussianCloud:
     """Read Gaussians; view-dependent colour (degrees above 0) is left out, with a warning.
 
     Raises:
@@ -116,7 +116,7 @@ def read_ply(path: str | os.PathLike) -> Gaussians:
     def stack(prefix: str, names) -> Float[np.ndarray, "N k"]:
         return np.stack([vertices[f"{prefix}{name}"] for name in names], -1).astype(np.float32)
 
-    return Gaussians(
+    return GaussianCloud(
         means=stack("", "xyz"),
         quats=stack("rot_", range(4)),
         scales=np.exp(stack("scale_", range(3))),

@@ -1,10 +1,9 @@
 """Projection of 3D Gaussians to the image: EWA splatting, differentiable by JAX's own autodiff.
 
-Every backend starts from the same `Splats`. The 2D Gaussian is handed on as its *whitening*, an
-upper triangular matrix U with sigma(d) = |U d|^2 / 2 for a pixel's offset d from the centre: the
-Cholesky factor of the inverse 2D covariance (of what others call the conic). Sigma from U doesn't
-cancel, so a splat a thousand pixels long and one wide stays accurate in float32, where the three
-coefficients of a conic do not.
+Every backend starts from the same `Splats`. The 2D Gaussian is handed on as the *Cholesky factor of
+its conic* (the inverse of its 2D covariance): an upper triangular U with sigma(d) = |U d|^2 / 2 for
+a pixel's offset d from the centre. Sigma from U doesn't cancel, so a splat a thousand pixels long
+and one wide stays accurate in float32, where the three coefficients of the conic do not.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Splats(NamedTuple):
 
     means: Float[Array, "*b N 2"]
     """Centres in pixels, x right and y down; the centre of the first pixel is (0.5, 0.5)."""
-    whitening: Float[Array, "*b N 3"]
+    cholesky: Float[Array, "*b N 3"]
     """(p, q, r) of U = [[p, q], [0, r]], in 1/pixels: sigma = ((p dx + q dy)^2 + (r dy)^2) / 2."""
     opacities: Float[Array, "*b N"]
     depths: Float[Array, "*b N"]
@@ -103,7 +102,7 @@ def project(
         opacities = opacities * jnp.where(flat, 0.0, shrink)
     return Splats(
         means=jnp.stack([fx * x + cx, fy * y + cy], -1),
-        whitening=jnp.stack([p, q, r], -1),
+        cholesky=jnp.stack([p, q, r], -1),
         opacities=jnp.where(visible, opacities, 0.0),
         depths=depth,
         features=jnp.concatenate([colors, z[:, None]], -1),

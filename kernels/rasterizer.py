@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
@@ -94,17 +95,17 @@ class Backend:
 
 
 def rasterize(
-    means: Float[Array, "*b N 3"],
-    quats: Float[Array, "*b N 4"],
-    scales: Float[Array, "*b N 3"],
-    opacities: Float[Array, "*b N"],
-    colors: Float[Array, "*b N C"],
-    viewmats: Float[Array, "*b 4 4"],
-    Ks: Float[Array, "*b 3 3"],
+    means: Float[ArrayLike, "*g N 3"],
+    quats: Float[ArrayLike, "*g N 4"],
+    scales: Float[ArrayLike, "*g N 3"],
+    opacities: Float[ArrayLike, "*g N"],
+    colors: Float[ArrayLike, "*g N C"],
+    viewmats: Float[ArrayLike, "*b 4 4"],
+    Ks: Float[ArrayLike, "*b 3 3"],
     *,
     width: int,
     height: int,
-    background: Float[Array, "*b C"] | None = None,
+    background: Float[ArrayLike, "*k C"] | None = None,
     near: float = 0.01,
     antialiased: bool = False,
     backend: str = "auto",
@@ -113,8 +114,8 @@ def rasterize(
     """Render images of 3D Gaussians; differentiable in every array, and fine under jit and vmap.
 
     Args:
-      means: centres in world units. The five arrays of Gaussians either all carry the cameras'
-        leading shape *b (each image has its own Gaussians) or none has one (all images share them).
+      means: centres in world units. The leading shape *g of the five arrays of Gaussians is the
+        cameras' *b (each image has its own Gaussians) or none (all images share them).
       quats: rotations (w, x, y, z), normalised here.
       scales: standard deviations along the rotated axes, world units.
       opacities: in [0, 1].
@@ -122,14 +123,14 @@ def rasterize(
       viewmats: world to camera, OpenCV axes (x right, y down, z forward).
       Ks: intrinsics in pixels; no skew.
       width, height: size of the images in pixels.
-      background: colours behind everything, per image or for all; None is 0.
+      background: colours behind everything, per image (*k is *b) or for all; None is 0.
       near: Gaussians nearer than this z are not drawn.
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
       backend: one of `BACKENDS`, or "auto" for the best that runs on JAX's default device.
       capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
-        `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians 56
-        pixels wide need, but at least 65,536 (or all tiles, if that is less). What did not fit is
-        counted in `Render.overflow`, never dropped silently.
+        `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians
+        `binning.GUESSED_PIXELS` wide need, but at least 65,536 (or all tiles, if that is less).
+        What did not fit is counted in `Render.overflow`, never dropped silently.
 
     Raises:
       ValueError: shapes that don't go together, sizes that aren't integers of 1 or more, an unknown
@@ -205,18 +206,8 @@ def choose_backend(name: str) -> Backend:
 
     It logs, once, what it takes (INFO) and what would be better but cannot run (WARNING).
     """
-    return _choose_backend(name, platform())
-
-
-@functools.cache
-def _choose_backend(name: str, platform: str) -> Backend:
     if name == "auto":
-        for candidate in candidates():
-            found, reason = _load(candidate)
-            if reason is None:
-                log.info("rasterize: backend %s on %s", candidate, platform)
-                return found
-            log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
+        return _choose_for(platform())
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
     found, reason = _load(name)
@@ -225,9 +216,21 @@ def _choose_backend(name: str, platform: str) -> Backend:
     return found
 
 
-def candidates() -> tuple[str, ...]:
-    """The backends made for this `platform`, best first; perhaps with something to install."""
-    return PREFERENCE.get(platform(), ("xla",))
+@functools.cache
+def _choose_for(platform: str) -> Backend:
+    """The best backend that runs on a platform."""
+    for candidate in candidates(platform):
+        found, reason = _load(candidate)
+        if reason is None:
+            log.info("rasterize: backend %s on %s", candidate, platform)
+            return found
+        log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
+    raise BackendUnavailableError(f"no backend runs on {platform}")
+
+
+def candidates(platform: str) -> tuple[str, ...]:
+    """The backends made for a platform, best first; perhaps with something to install."""
+    return PREFERENCE.get(platform, ("xla",))
 
 
 def _load(name: str) -> tuple[Backend | None, str | None]:

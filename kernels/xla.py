@@ -3,8 +3,9 @@
 The image is cut into tiles of 8x8 pixels, which are sorted by the length of their lists and blended
 in blocks. A block runs through its lists by chunks, so that all it works on stays in a core's
 cache, and a tile waits only for tiles about as long as itself; it stops once all its pixels are
-opaque. The backward pass goes through the same chunks in the same order: what lies behind a splat
-is the finished pixel less what has been blended so far.
+opaque. The backward pass goes through the same chunks from the back, starting from the
+transmittance that each pixel ended with and adding up what lies behind each splat: nothing is
+subtracted, so a bright splat in front costs those behind it no accuracy.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ class _Blocks(NamedTuple):
     """Middle of the tile in pixels."""
 
 
+class Residuals(NamedTuple):
+    """What the backward pass needs: the sorted intersections, and how each tile's pixels ended."""
+
+    bins: Bins
+    transmittance: Float[Array, "images tiles P"]
+    """Of each pixel in the end."""
+    reached: Int[Array, "images tiles P"]
+    """How many of its tile's intersections a pixel went past, those it skipped included."""
+
+
 class _Chunk(NamedTuple):
     """The next K splats of each of a block's M tiles."""
 
@@ -66,23 +77,23 @@ class _Chunk(NamedTuple):
     """The same, whitened (u, v): sigma at the tile's centre is (u^2 + v^2) / 2."""
 
 
-def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Bins]:
-    """See `rasterizer.Backend`; the residuals are the sorted intersections."""
+def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Residuals]:
+    """See `rasterizer.Backend`."""
     bins = _sort(splats, width=width, height=height, capacity=capacity)
     blend = functools.partial(_blend, width=width, height=height)
-    features, alpha = lax.platform_dependent(
+    features, alpha, transmittance, reached = lax.platform_dependent(
         splats,
         bins,
         cpu=functools.partial(blend, block=CPU_BLOCK),
         default=functools.partial(blend, block=BLOCK),
     )
-    return Blend(features, alpha, bins.overflow), bins
+    return Blend(features, alpha, bins.overflow), Residuals(bins, transmittance, reached)
 
 
 def backward(
     splats: Splats,
     blend: Blend,
-    bins: Bins,
+    residuals: Residuals,
     d_features: Float[Array, "images H W F"],
     d_alpha: Float[Array, "images H W"],
     *,
@@ -91,23 +102,22 @@ def backward(
     capacity: int,
 ) -> Splats:
     """See `rasterizer.Backend`."""
-    del width, height, capacity
+    del blend, width, height, capacity
     num = splats.depths.shape[1]
     # XLA adds duplicate indices in order on a CPU, but in any order on accelerators: there each
     # intersection has its own row, which are summed in a fixed order afterwards.
     gradients = lax.platform_dependent(
         splats,
-        blend,
-        bins,
+        residuals,
         d_features,
         d_alpha,
         cpu=functools.partial(_differentiate, block=CPU_BLOCK, add=True),
         default=functools.partial(_differentiate, block=BLOCK, add=False),
     )
-    means, whitening, opacities, features = jnp.split(
+    means, cholesky, opacities, features = jnp.split(
         rearrange(gradients, "(b n) d -> b n d", n=num), [2, 5, 6], axis=-1
     )
-    return Splats(means, whitening, opacities[..., 0], jnp.zeros_like(splats.depths), features)
+    return Splats(means, cholesky, opacities[..., 0], jnp.zeros_like(splats.depths), features)
 
 
 def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
@@ -132,7 +142,7 @@ def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
 
 
 def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
-    """Features [images, H, W, F] and alpha [images, H, W] of all images."""
+    """Features [images, H, W, F] and alpha [images, H, W] of all images, and `Residuals`' rest."""
     across, down = binning.grid(width, height, TILE)
     images, num, features = splats.features.shape
     table, rows = _make_table(splats), _make_rows(bins, num)
@@ -140,38 +150,56 @@ def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
 
     def blend_block(block):
         def blend_chunk(state):
-            done, transmittance, total = state
+            done, transmittance, reached, total = state
             chunk = _load_chunk(table, rows, block, done)
 
-            def step(before, alpha):
+            def step(state, alpha):
+                before, reached = state
                 after = before * (1.0 - alpha)
-                return after, jnp.where(after > MIN_TRANSMITTANCE, alpha * before, 0.0)
+                blended = after > MIN_TRANSMITTANCE
+                # A pixel that has ended keeps its transmittance, as a negative number.
+                state = jnp.where(blended, after, -jnp.abs(before)), reached + blended
+                return state, jnp.where(blended, alpha * before, 0.0)
 
-            transmittance, weights = lax.scan(step, transmittance, chunk.alpha)
+            (transmittance, reached), weights = lax.scan(
+                step, (transmittance, reached), chunk.alpha
+            )
             # A last feature of 1 sums the weights.
             blended = jnp.pad(chunk.splat[..., 6:], [(0, 0), (0, 0), (0, 1)], constant_values=1.0)
             total = total + _einsum("kmp,kmf->mfp", weights, blended)
-            return done + CHUNK, transmittance, total
+            return done + CHUNK, transmittance, reached, total
 
         # Made of the input, so that under shard_map they vary over the mesh as the input does.
-        zeros = jnp.zeros((1, features + 1, PIXELS)) + 0 * block.lengths[:, None, None]
-        start = (0, zeros[:, 0] + 1.0, zeros)
-        return lax.while_loop(_unfinished(block), blend_chunk, start)[2]
+        none = jnp.zeros((1, PIXELS), jnp.int32) + 0 * block.lengths[:, None]
+        zeros = jnp.zeros((1, features + 1, 1), jnp.float32) + none[:, None]
+        start = (0, none + 1.0, none, zeros)
+        longest = jnp.max(block.lengths)
 
-    total = rearrange(lax.map(blend_block, blocks), "blocks m f p -> (blocks m) f p")
-    total = total[jnp.argsort(blocks.tiles.reshape(-1))[: images * across * down]]
+        def unfinished(state):
+            return (state[0] < longest) & (jnp.max(state[1]) > MIN_TRANSMITTANCE)
+
+        return lax.while_loop(unfinished, blend_chunk, start)[1:]
+
+    place = jnp.argsort(blocks.tiles.reshape(-1))[: images * across * down]
+    transmittance, reached, total = (
+        rearrange(a, "blocks m ... -> (blocks m) ...")[place] for a in lax.map(blend_block, blocks)
+    )
     image = rearrange(
         total, "(b d a) f (h w) -> b (d h) (a w) f", b=images, d=down, h=TILE[1], w=TILE[0]
     )[:, :height, :width]
-    return image[..., :-1], image[..., -1]
+    transmittance, reached = (
+        rearrange(a, "(b t) p -> b t p", b=images) for a in (jnp.abs(transmittance), reached)
+    )
+    return image[..., :-1], image[..., -1], transmittance, reached
 
 
 def _differentiate(
-    splats: Splats, blend: Blend, bins: Bins, d_features, d_alpha, *, block: int, add: bool
-) -> Float[Array, "images*N 6+F"]:
-    """Gradients of mean (2), whitening (3), opacity and features of each splat of all images."""
+    splats: Splats, residuals: Residuals, d_features, d_alpha, *, block: int, add: bool
+) -> Float[Array, "rows columns"]:
+    """Gradients of mean (2), Cholesky factor (3), opacity and features of all images' splats."""
     height, width = d_alpha.shape[1:]
     across, down = binning.grid(width, height, TILE)
+    bins = residuals.bins
     images, capacity = bins.splats.shape
     table, rows = _make_table(splats), _make_rows(bins, splats.depths.shape[1])
     blocks = _make_blocks(bins, across, down, block)
@@ -184,37 +212,45 @@ def _differentiate(
             h=TILE[1],
             w=TILE[0],
         )
-        return jnp.pad(tiles, ((0, blocks.tiles.size - len(tiles)), (0, 0), (0, 0)))
+        return tiles
 
     d_image = cut(jnp.concatenate([d_features, d_alpha[..., None]], -1))
-    value_of_all = cut(
-        jnp.sum(d_features * blend.features, -1, keepdims=True) + (d_alpha * blend.alpha)[..., None]
-    )[..., 0]
+    d_image, transmittances, reached_of_all = (
+        jnp.pad(a, [(0, blocks.tiles.size - len(a))] + [(0, 0)] * (a.ndim - 1))
+        for a in (
+            d_image,
+            residuals.transmittance.reshape(-1, PIXELS),
+            residuals.reached.reshape(-1, PIXELS),
+        )
+    )
 
     def differentiate_block(gradients, block):
         d_blended, d_weight = d_image[block.tiles, :, :-1], d_image[block.tiles, :, -1]
-        whole = value_of_all[block.tiles]
+        reached = reached_of_all[block.tiles]
 
         def differentiate_chunk(state):
-            done, transmittance, so_far, gradients = state
+            done, transmittance, behind, gradients = state
+            done = done - CHUNK
             chunk = _load_chunk(table, rows, block, done)
             # A splat's value: the loss's derivative by its weight in the pixel.
             value = _einsum("kmf,mpf->kmp", chunk.splat[..., 6:], d_blended) + d_weight
 
             def step(state, xs):
-                (before, so_far), (alpha, value) = state, xs
-                after = before * (1.0 - alpha)
-                weight = jnp.where(after > MIN_TRANSMITTANCE, alpha * before, 0.0)
-                so_far = so_far + weight * value
-                return (after, so_far), (weight, so_far)
+                (after, behind), (alpha, value, number) = state, xs
+                alpha = jnp.where(number < reached, alpha, 0.0)
+                before = after / (1.0 - alpha)
+                weight = alpha * before
+                shaded = weight * value
+                # dL/dsigma = -alpha dL/dalpha; alpha / (1 - alpha) is weight / after.
+                d_sigma = jnp.where(alpha < MAX_ALPHA, behind * (weight / after) - shaded, 0.0)
+                return (before, behind + shaded), (weight, d_sigma)
 
-            (transmittance, so_far), (weight, prefix) = lax.scan(
-                step, (transmittance, so_far), (chunk.alpha, value)
+            (transmittance, behind), (weight, d_sigma) = lax.scan(
+                step,
+                (transmittance, behind),
+                (chunk.alpha, value, done + jnp.arange(CHUNK, dtype=jnp.int32)),
+                reverse=True,
             )
-            # alpha dL/dalpha = weight value - alpha / (1 - alpha) (value of all that is behind).
-            behind = (whole - prefix) * chunk.alpha / (1.0 - chunk.alpha)
-            smooth = (weight > 0.0) & (chunk.alpha < MAX_ALPHA)
-            d_sigma = jnp.where(smooth, behind - weight * value, 0.0)
             d_splat = jnp.concatenate(
                 [
                     _from_moments(d_sigma, chunk),
@@ -228,11 +264,13 @@ def _differentiate(
                 place = bins.slots.reshape(-1)[chunk.places] + chunk.places // capacity * capacity
                 place = jnp.where(chunk.live, place, images * capacity).reshape(-1)
                 gradients = gradients.at[place].set(d_splat, mode="drop")
-            return done + CHUNK, transmittance, so_far, gradients
+            return done, transmittance, behind, gradients
 
-        zeros = jnp.zeros(PIXELS) + 0 * block.lengths[:, None]
-        start = (0, zeros + 1.0, zeros, gradients)
-        return lax.while_loop(_unfinished(block), differentiate_chunk, start)[3], None
+        # Tiles that only pad have no transmittance, and nothing to divide.
+        transmittance = jnp.maximum(transmittances[block.tiles], MIN_TRANSMITTANCE)
+        end = -(-jnp.max(reached) // CHUNK) * CHUNK
+        start = (end, transmittance, 0 * transmittance, gradients)
+        return lax.while_loop(lambda state: state[0] > 0, differentiate_chunk, start)[3], None
 
     size = len(table) if add else images * capacity
     gradients = jnp.zeros((size, table.shape[-1])) + 0 * blocks.lengths[0, 0]
@@ -243,9 +281,9 @@ def _differentiate(
     return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
 
 
-def _make_table(splats: Splats) -> Float[Array, "images*N 6+F"]:
-    """All that blending needs of a splat in one row: mean, whitening, opacity, features."""
-    columns = (splats.means, splats.whitening, splats.opacities[..., None], splats.features)
+def _make_table(splats: Splats) -> Float[Array, "rows columns"]:
+    """All that blending needs of a splat in one row: mean, Cholesky factor, opacity, features."""
+    columns = (splats.means, splats.cholesky, splats.opacities[..., None], splats.features)
     return rearrange(jnp.concatenate(columns, -1), "b n d -> (b n) d")
 
 
@@ -264,7 +302,7 @@ def _make_blocks(bins: Bins, across: int, down: int, block: int) -> _Blocks:
     return jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), blocks)
 
 
-def _make_rows(bins: Bins, num: int) -> Int[Array, "images*capacity"]:
+def _make_rows(bins: Bins, num: int) -> Int[Array, "intersections"]:
     """The row of the table of each intersection."""
     return (bins.splats + num * jnp.arange(len(bins.splats), dtype=jnp.int32)[:, None]).reshape(-1)
 
@@ -295,14 +333,8 @@ def _pixel_offsets() -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     return x.reshape(-1) - TILE[0] / 2, y.reshape(-1) - TILE[1] / 2
 
 
-def _unfinished(block: _Blocks):
-    """Loop condition: splats are left, and a pixel that isn't opaque."""
-    longest = jnp.max(block.lengths)
-    return lambda state: (state[0] < longest) & (jnp.max(state[1]) > MIN_TRANSMITTANCE)
-
-
 def _from_moments(d_sigma: Array, chunk: _Chunk) -> Float[Array, "K M 6"]:
-    """Gradients of mean, whitening and opacity from those of sigma at the tile's pixels [K, M, P].
+    """Gradients of mean, Cholesky factor and opacity from sigma's at the tile's pixels [K, M, P].
 
     With u = u0 + p x + q y and v = v0 + r y (x, y from the tile's centre), all are linear in the
     moments sum(d_sigma x^i y^j): one matrix product, and no sum over pixels but that.

@@ -11,13 +11,13 @@ from configs import demo
 MONOCULAR, MULTI_VIEW = "procedural_monocular", "procedural_multiview"
 
 
-def make_config(*, monocular: bool, multi_view: bool, sinks: int) -> ConfigDict:
-    """The common setting, trained on one or both sources with so many bias sinks."""
+def make_config(*, monocular: bool, multi_view: bool, sinks: bool) -> ConfigDict:
+    """The common setting, on one or both sources, with a bias sink for each or one for all."""
     config = demo.get_config()
     config.steps = config.optimizer.decay_steps = 1000
     config.data.root = "data/ablation"
     sources = [name for name, on in ((MONOCULAR, monocular), (MULTI_VIEW, multi_view)) if on]
     config.data.mixture = ConfigDict({name: 1 / len(sources) for name in sources})
-    config.model.num_sources = sinks
+    config.model.bias_sinks = sinks
     config.checkpoint.keep = 1
     return config

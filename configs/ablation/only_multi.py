@@ -6,4 +6,4 @@ from configs.ablation import make_config
 
 
 def get_config() -> ConfigDict:
-    return make_config(monocular=False, multi_view=True, sinks=1)
+    return make_config(monocular=False, multi_view=True, sinks=False)

@@ -6,4 +6,4 @@ from configs.ablation import make_config
 
 
 def get_config() -> ConfigDict:
-    return make_config(monocular=True, multi_view=True, sinks=2)
+    return make_config(monocular=True, multi_view=True, sinks=True)

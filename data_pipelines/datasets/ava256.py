@@ -32,7 +32,7 @@ from typing import BinaryIO
 import numpy as np
 from etils import epath
 
-from data_pipelines import pixel3dmm
+from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
 from data_pipelines.datasets.multi_view import (
@@ -43,6 +43,8 @@ from data_pipelines.datasets.multi_view import (
     read_matrix,
 )
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.files import list_folder
 
 CALIBRATED_WIDTH = 2668
 """Pixels a row of the photos for which the published K holds."""
@@ -54,9 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
     source = require_folder(args.source)
-    captures = sorted(path.parent.parent for path in source.glob("*/decoder/frame_list.csv"))
+    captures = [
+        path for path in list_folder(source) if (path / "decoder" / "frame_list.csv").exists()
+    ]
     if not captures:
-        raise FileNotFoundError(f"{source}: no CAPTURE/decoder/frame_list.csv in it.")
+        raise MissingFileError(f"{source}: no CAPTURE/decoder/frame_list.csv in it.")
     performances = tuple(
         Ava256Performance(args.source, capture.name.split("--")[-1], segment, capture.name, frames)
         for capture in captures
@@ -89,10 +93,10 @@ class Ava256Performance(Performance):
         K = read_matrix(entry.get("K"), (3, 3), f"{path}: K of camera {name}").T.copy()
         T = read_matrix(entry.get("T"), (4, 4), f"{path}: T of camera {name}")
         if np.any(T[:3, 3]):
-            raise ValueError(f"{path}: T of camera {name} is not transposed as published.")
+            raise UserError(f"{path}: T of camera {name} is not transposed as published.")
         K[:2, 2] += 0.5  # a pixel's centre at a half
         K[:2] *= self._width / CALIBRATED_WIDTH
-        cam2world = np.linalg.inv(T.T)
+        cam2world = multi_view.invert_pose(T.T, f"{path}: T of camera {name}")
         cam2world[:3, 3] /= 1000  # millimetres
         return Camera(K, cam2world)
 
@@ -118,9 +122,9 @@ class Ava256Performance(Performance):
                 yield bad
                 continue
             try:
-                image = pixel3dmm.decode_image(photo, f"{zip_path}/{member}.avif")
-                parts = pixel3dmm.decode_image(region, f"{parts_path}/{member}.png", "L")
-            except ValueError as error:
+                image = media.decode_image(photo, f"{zip_path}/{member}.avif")
+                parts = media.decode_classes(region, f"{parts_path}/{member}.png")
+            except UserError as error:
                 yield SkippedFrame(str(error))
                 continue
             mask = np.where(parts > 0, np.uint8(255), np.uint8(0))
@@ -136,7 +140,11 @@ class Ava256Performance(Performance):
 
     @property
     def _names(self) -> list[str]:
-        recorded = {path.stem.removeprefix("cam") for path in self._images.glob("cam*.zip")}
+        recorded = {
+            path.stem.removeprefix("cam")
+            for path in list_folder(self._images)
+            if path.name.startswith("cam") and path.suffix == ".zip"
+        }
         return sorted(recorded & self._calibration.keys())
 
     @functools.cached_property
@@ -150,7 +158,7 @@ class Ava256Performance(Performance):
         path = self._decoder / "camera_calibration.json"
         entries = read_json(path).get("KRT")
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise ValueError(f'{path}: expected {{"KRT": [{{"cameraId", "K", "T"}}]}}.')
+            raise UserError(f'{path}: expected {{"KRT": [{{"cameraId", "K", "T"}}]}}.')
         return {str(entry.get("cameraId")): entry for entry in entries}
 
 
@@ -162,7 +170,7 @@ def _segments(path: epath.Path) -> dict[str, tuple[int, ...]]:
         for row in rows:
             segments.setdefault(row["seg_id"], []).append(int(row["frame_id"]))
     except (KeyError, ValueError, TypeError):
-        raise ValueError(f"{path}: expected columns seg_id and frame_id, a whole number.") from None
+        raise UserError(f"{path}: expected columns seg_id and frame_id, a whole number.") from None
     return {segment: tuple(frames) for segment, frames in segments.items()}
 
 
@@ -200,14 +208,14 @@ def _first_photo(path: epath.Path) -> np.ndarray:
         for member in archive.namelist():
             if member.endswith(".avif"):
                 try:
-                    return pixel3dmm.decode_image(archive.read(member), f"{path}/{member}")
-                except (*_DAMAGE, ValueError):
+                    return media.decode_image(archive.read(member), f"{path}/{member}")
+                except (*_DAMAGE, UserError):
                     continue
-    raise ValueError(f"{path}: no .avif image in it that can be read.")
+    raise UserError(f"{path}: no .avif image in it that can be read.")
 
 
 def _open_zip(file: BinaryIO, path: epath.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: not a whole zip ({error}); download it again.") from None
+        raise UserError(f"{path}: not a whole zip ({error}); download it again.") from None

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from data_pipelines import pixel3dmm
+from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
 from data_pipelines.datasets.multi_view import (
@@ -35,6 +35,8 @@ from data_pipelines.datasets.multi_view import (
     read_matrix,
 )
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.files import list_folder
 from data_pipelines.pixel3dmm import TrackedClip
 
 
@@ -46,12 +48,15 @@ def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
     source = require_folder(args.source)
     scenes = sorted(
         (subject.name, scene.name.split("_")[1], int(scene.name.split("_")[0]), str(subject))
-        for subject in (*source.glob("[0-9]" * 5), *source.glob("[0-9]*-[0-9]*/" + "[0-9]" * 5))
-        for scene in subject.iterdir()
+        for folder in (source, *list_folder(source))
+        if folder is source or re.fullmatch(r"\d+-\d+", folder.name)
+        for subject in list_folder(folder)
+        if re.fullmatch(r"\d{5}", subject.name)
+        for scene in list_folder(subject)
         if re.fullmatch(r"\d{5}_\d{3}", scene.name)
     )
     if not scenes:
-        raise FileNotFoundError(f"{source}: no SUBJECT/EXPRESSION_ENVIRONMENT folders in it.")
+        raise MissingFileError(f"{source}: no SUBJECT/EXPRESSION_ENVIRONMENT folders in it.")
     performances = tuple(
         CafcaPerformance(args.source, subject, environment, folder, tuple(e for *_, e, _ in group))
         for (subject, environment, folder), group in (
@@ -82,14 +87,15 @@ class CafcaPerformance(Performance):
             {
                 path.stem
                 for expression in self.expressions
-                for path in (self._scene(expression) / "cameras_json").glob("*.json")
+                for path in list_folder(self._scene(expression) / "cameras_json")
+                if path.suffix == ".json"
             }
         )
 
     def camera(self, name: str, timestep: int) -> Camera:
         path = self._scene(timestep) / "cameras_json" / f"{name}.json"
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file.")
+            raise MissingFileError(f"{path}: no such file.")
         fields = read_json(path)
         return Camera(
             read_matrix(fields.get("K"), (3, 3), f"{path}: K"),
@@ -100,12 +106,12 @@ class CafcaPerformance(Performance):
         for timestep in timesteps:
             scene = self._scene(timestep)
             try:
-                photo = pixel3dmm.read_image(scene / "color_image" / f"{name}.png")
-                mask = pixel3dmm.read_image(scene / "foreground_mask" / f"{name}.png", "L")
-            except FileNotFoundError:
+                photo = media.read_image(scene / "color_image" / f"{name}.png")
+                mask = media.read_image(scene / "foreground_mask" / f"{name}.png", "L")
+            except MissingFileError:
                 yield SkippedFrame("its color_image or foreground_mask is missing")
                 continue
-            except ValueError as error:
+            except UserError as error:
                 yield SkippedFrame(str(error))
                 continue
             yield View(timestep, photo, multi_view.resize_mask(mask, photo))
@@ -116,7 +122,7 @@ class CafcaPerformance(Performance):
             scene = self._scene(expression).name
             try:
                 clip = TrackedClip(self.source, f"{self.person}/{scene}/{name}")
-            except FileNotFoundError:
+            except MissingFileError:
                 continue
             frames[expression] = TrackedFrame(clip, clip.timesteps[0])
         return frames

@@ -15,6 +15,7 @@ import argparse
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets import tracked_videos
 from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos, read_json, require_folder
+from data_pipelines.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def downloaded_clips(source: str, info: str, folder: str) -> tuple[Clip, ...]:
     if not isinstance(clips, dict) or not all(
         isinstance(clip, dict) and "ytb_id" in clip for clip in clips.values()
     ):
-        raise ValueError(f'{root / info}: expected {{"clips": {{CLIP: {{"ytb_id": ...}}}}}}.')
+        raise UserError(f'{root / info}: expected {{"clips": {{CLIP: {{"ytb_id": ...}}}}}}.')
     return tuple(
         Clip(str(clip["ytb_id"]), name, f"{folder}/{name}.mp4")
         for name, clip in sorted(clips.items())

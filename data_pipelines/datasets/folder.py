@@ -9,11 +9,15 @@ Every name counts as a person of its own.
 from __future__ import annotations
 
 import argparse
+import os
+
+from etils import epath
 
 from data_pipelines import pixel3dmm
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets import tracked_videos
 from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos
+from data_pipelines.errors import MissingFileError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
     inputs = pixel3dmm.list_inputs(args.source)
-    clips = tuple(Clip(name, name, f"inputs/{path.name}") for name, path in inputs.items())
+    source = epath.Path(args.source)
+    clips = tuple(
+        Clip(name, name, os.fspath(path.relative_to(source))) for name, path in inputs.items()
+    )
     if not clips:
-        raise FileNotFoundError(f"{args.source}/inputs: no pictures or videos in it.")
+        raise MissingFileError(f"{args.source}/inputs: no pictures or videos in it.")
     return [TrackedVideos(args.name, args.source, clips, args.every)]

@@ -14,6 +14,8 @@ import argparse
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets import tracked_videos
 from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos, require_folder
+from data_pipelines.errors import MissingFileError
+from data_pipelines.files import list_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
-    videos = sorted((require_folder(args.source, "videos") / "videos").glob("*.mp4"))
+    folder = require_folder(args.source, "videos") / "videos"
+    videos = [path for path in list_folder(folder) if path.suffix == ".mp4"]
     if not videos:
-        raise FileNotFoundError(f"{args.source}: no videos/*.mp4 in it; unpack videos.tgz there.")
+        raise MissingFileError(f"{args.source}: no videos/*.mp4 in it; unpack videos.tgz there.")
     clips = tuple(Clip(path.stem, path.stem, f"videos/{path.name}") for path in videos)
     return [TrackedVideos("hello3", args.source, clips, args.every)]

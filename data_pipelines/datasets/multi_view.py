@@ -29,8 +29,11 @@ from PIL import Image
 
 from data_pipelines import cameras
 from data_pipelines.captures import SkipClip, SkippedFrame
+from data_pipelines.crop import IMAGE_SIZE, WidenedCrop
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.frame import MULTI_VIEW, Frame
-from data_pipelines.pixel3dmm import IMAGE_SIZE, TrackedClip, Tracking, WidenedCrop
+from data_pipelines.pixel3dmm import LARGEST_CROP, TrackedClip
+from data_pipelines.tracking import Tracking
 
 _T = TypeVar("_T")
 
@@ -53,6 +56,10 @@ class Camera:
     K: Float[np.ndarray, "3 3"]
     cam2world: Float[np.ndarray, "4 4"]
 
+    def __post_init__(self) -> None:
+        if not (self.K[0, 0] > 0 and self.K[1, 1] > 0 and np.linalg.det(self.K) > 0):
+            raise UserError("a camera's K has no positive focal lengths; correct its calibration")
+
 
 class View(NamedTuple):
     """A photo: [H, W, 3] uint8, and its foreground [H, W] uint8 where the data set knows it."""
@@ -69,7 +76,7 @@ class TrackedFrame(NamedTuple):
     index: int
 
     def tracking(self) -> Tracking:
-        """Raises `FileNotFoundError` or `ValueError`."""
+        """Raises `UserError`."""
         return self.clip.tracking(self.index)
 
 
@@ -87,21 +94,21 @@ class Performance(abc.ABC):
 
     @abc.abstractmethod
     def camera_names(self) -> list[str]:
-        """Names of the cameras; raises `SkipClip`, `FileNotFoundError` or `ValueError`."""
+        """Names of the cameras; raises `SkipClip`, `UserError`."""
 
     @abc.abstractmethod
     def camera(self, name: str, timestep: int) -> Camera:
-        """The calibration of a camera; raises `ValueError`."""
+        """The calibration of a camera; raises `UserError`."""
 
     @abc.abstractmethod
     def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
-        """What a camera saw at `timesteps`, in this order; raises `ValueError`."""
+        """What a camera saw at `timesteps`, in this order; raises `UserError`."""
 
     def tracked(self, name: str) -> dict[int, TrackedFrame]:
-        """Frames of a camera that were tracked, by timestep; raises `ValueError`."""
+        """Frames of a camera that were tracked, by timestep; raises `UserError`."""
         try:
             clip = TrackedClip(self.source, f"{self.person}/{self.sequence}/{name}")
-        except FileNotFoundError:
+        except MissingFileError:
             return {}
         return {t: TrackedFrame(clip, t) for t in clip.timesteps}
 
@@ -131,7 +138,7 @@ class MultiViewCaptures:
         """All cameras' frames of every `every`-th tracked moment, a camera after the other."""
         try:
             yield from self._clip(self.performances[i])
-        except (FileNotFoundError, ValueError) as error:
+        except UserError as error:
             raise SkipClip(str(error)) from None
 
     def _clip(self, performance: Performance) -> Iterator[Frame | SkippedFrame]:
@@ -141,7 +148,7 @@ class MultiViewCaptures:
         for name in names:
             try:
                 tracked[name] = performance.tracked(name)
-            except ValueError as error:
+            except UserError as error:
                 tracked[name], faults[name] = {}, str(error)
                 logging.warning("%s; %s counts as not tracked", error, name)
         front = _most_frontal(tracked, list(faults.values()))
@@ -150,7 +157,7 @@ class MultiViewCaptures:
             try:
                 codes[timestep] = tracked[front][timestep].tracking().expression
                 heads[timestep] = _place_head(performance, tracked, timestep)
-            except (FileNotFoundError, ValueError) as error:
+            except UserError as error:
                 yield from [SkippedFrame(str(error))] * len(names)
         for name in names:
             seen = 0
@@ -163,26 +170,26 @@ class MultiViewCaptures:
                     frame = tracked[name].get(view.timestep)
                     head, code = heads[view.timestep], codes[view.timestep]
                     yield _frame(performance, name, view, head, code, frame or faults.get(name))
-            except (FileNotFoundError, ValueError) as error:  # nothing more comes of this camera
+            except UserError as error:  # nothing more comes of this camera
                 yield from [SkippedFrame(str(error))] * (len(heads) - seen)
 
 
 def _place_head(
     performance: Performance, tracked: dict[str, dict[int, TrackedFrame]], timestep: int
 ) -> Float[np.ndarray, "4 4"]:
-    """The head's pose by all cameras that can be used; raises `ValueError` if none can."""
+    """The head's pose by all cameras that can be used; raises `UserError` if none can."""
     seen, faults = [], []
     for name, frames in tracked.items():
         if timestep not in frames:
             continue
         try:
             camera, tracking = performance.camera(name, timestep), frames[timestep].tracking()
-        except (FileNotFoundError, ValueError) as error:
+        except UserError as error:
             faults.append(str(error))
         else:
             seen.append((camera, tracking, frames[timestep].clip.crop))
     if not seen:
-        raise ValueError("; ".join(faults))
+        raise UserError("; ".join(faults))
     for fault in faults:
         logging.warning("%s; the head is placed without it", fault)
     return head_pose(seen)
@@ -200,7 +207,7 @@ def _frame(
     try:
         camera = performance.camera(name, view.timestep)
         cut = _cut_head(camera, head2world, view, tracked)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         return SkippedFrame(str(error))
     return Frame(
         image=cut.image,
@@ -277,14 +284,16 @@ def _cut_head(
 ) -> _Cut:
     """The square of `HEAD_EXTENT` round the head, its mask, and K divided by its side.
 
-    Raises `ValueError` if there is no such square or no mask.
+    Raises `UserError` if there is no such square or no mask.
     """
     origin = (cameras.invert_rigid(camera.cam2world) @ head2world)[:3, 3]
     height, width = view.photo.shape[:2]
     x, y, _ = camera.K @ origin / origin[2]
     if origin[2] <= 0 or not (0 <= x < width and 0 <= y < height):
-        raise ValueError("the head is outside the picture")
+        raise UserError("the head is outside the picture")
     side = round(HEAD_EXTENT * camera.K[1, 1] / origin[2])
+    if not 1 <= side <= LARGEST_CROP * max(height, width):
+        raise UserError(f"the head would be {side} pixels large in a photo of {width}x{height}")
     left, top = round(x - side / 2), round(y - side / 2)
     box = (top, top + side, left, left + side)
     square = WidenedCrop.to_box(box, box)
@@ -294,7 +303,9 @@ def _cut_head(
         segmentation = tracked.clip.mask(tracked.index)
         mask = WidenedCrop.to_box(tracked.clip.crop, box).extend_mask(segmentation)
     else:
-        raise ValueError(tracked or "its camera has neither mattes nor a tracking")
+        raise UserError(tracked or "its camera has neither mattes nor a tracking")
+    if not mask.any():
+        raise UserError("its mask shows nobody where the head is")
     K = np.array(camera.K, np.float64)
     K[:2, 2] -= left, top
     K[:2] /= side
@@ -312,7 +323,7 @@ def _most_frontal(tracked: dict[str, dict[int, TrackedFrame]], faults: list[str]
             try:
                 away[name] = frames[timestep].tracking().cam2head[2, 2]
                 break
-            except (FileNotFoundError, ValueError) as error:
+            except UserError as error:
                 faults.append(str(error))
     if not away:
         raise SkipClip("; ".join(faults) or "none of its cameras has a Pixel3DMM tracking")
@@ -340,13 +351,13 @@ def resize_mask(
 def first_readable(read: Callable[[epath.Path], _T], paths: Iterable[epath.Path]) -> _T:
     """What `read` makes of the first of `paths` that is whole.
 
-    Raises the `FileNotFoundError` or `ValueError` of the last one if none is.
+    Raises the `UserError` of the last one if none is.
     """
-    fault: Exception = ValueError("none of its cameras has a file")
+    fault = UserError("none of its cameras has a file")
     for path in paths:
         try:
             return read(path)
-        except (FileNotFoundError, ValueError) as error:
+        except UserError as error:
             fault = error
     raise fault
 
@@ -354,11 +365,18 @@ def first_readable(read: Callable[[epath.Path], _T], paths: Iterable[epath.Path]
 def read_matrix(
     value: object, shape: tuple[int, int], where: str
 ) -> Float[np.ndarray, "rows columns"]:
-    """A matrix from JSON; raises a `ValueError` that begins with `where` if it is none."""
+    """A matrix from JSON; raises a `UserError` that begins with `where` if it is none."""
     try:
         matrix = np.array(value, np.float64)
     except (TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.shape != shape or not np.isfinite(matrix).all():
-        raise ValueError(f"{where}: expected {shape[0]}x{shape[1]} numbers.")
+        raise UserError(f"{where}: expected {shape[0]}x{shape[1]} numbers.")
     return matrix
+
+
+def invert_pose(pose: Float[np.ndarray, "4 4"], where: str) -> Float[np.ndarray, "4 4"]:
+    """The inverse of a camera's pose from a file; raises a `UserError` that begins with `where`."""
+    if not 0.1 < abs(np.linalg.det(pose[:3, :3])) < 10 or np.any(pose[3] != [0, 0, 0, 1]):
+        raise UserError(f"{where}: expected a rotation, a translation and the row 0 0 0 1.")
+    return np.linalg.inv(pose)

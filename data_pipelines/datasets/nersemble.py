@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageFilter
 
-from data_pipelines import pixel3dmm
+from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
 from data_pipelines.datasets.multi_view import (
@@ -39,6 +40,8 @@ from data_pipelines.datasets.multi_view import (
     read_matrix,
 )
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.files import list_folder
 
 CALIBRATED_WIDTH = 2200
 """Pixels a row of the photos for which the published K holds."""
@@ -64,11 +67,13 @@ def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
     source = require_folder(args.source)
     performances = tuple(
         NersemblePerformance(args.source, folder.parent.parent.name, folder.name)
-        for folder in sorted(source.glob("[0-9][0-9][0-9]/sequences/*"))
+        for participant in list_folder(source)
+        if re.fullmatch(r"\d{3}", participant.name)
+        for folder in list_folder(participant / "sequences")
         if folder.name != "BACKGROUND"
     )
     if not performances:
-        raise FileNotFoundError(f"{source}: no NNN/sequences/ in it; is it the NeRSemble folder?")
+        raise MissingFileError(f"{source}: no NNN/sequences/ in it; is it the NeRSemble folder?")
     return [MultiViewCaptures("nersemble", performances, args.every)]
 
 
@@ -86,21 +91,23 @@ class NersemblePerformance(Performance):
 
     def camera(self, name: str, timestep: int) -> Camera:
         where = f"{self._camera_params}: world_2_cam of {name}"
-        return Camera(self._K, np.linalg.inv(read_matrix(self._poses[name], (4, 4), where)))
+        return Camera(
+            self._K, multi_view.invert_pose(read_matrix(self._poses[name], (4, 4), where), where)
+        )
 
     def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
         corrected = colour_correction(self._colour(name))
         masks = epath.Path(self.source) / "masks" / self.person / self.sequence / name
         wanted = set(timesteps)
-        for timestep, photo in pixel3dmm.read_video(self._video(name)):
+        for timestep, photo in media.read_video(self._video(name)):
             if timestep not in wanted:
                 continue
             wanted.discard(timestep)
             mask = None
             if (masks / f"{timestep:05d}.png").exists():
                 try:
-                    mask = pixel3dmm.read_image(masks / f"{timestep:05d}.png", "L")
-                except ValueError as error:
+                    mask = media.read_image(masks / f"{timestep:05d}.png", "L")
+                except UserError as error:
                     yield SkippedFrame(str(error))
                     continue
                 mask = multi_view.resize_mask(mask, photo)
@@ -117,7 +124,11 @@ class NersemblePerformance(Performance):
 
     @property
     def _names(self) -> list[str]:
-        recorded = {path.stem.removeprefix("cam_") for path in self._videos.glob("cam_*.mp4")}
+        recorded = {
+            path.stem.removeprefix("cam_")
+            for path in list_folder(self._videos)
+            if path.name.startswith("cam_") and path.suffix == ".mp4"
+        }
         return sorted(recorded & self._poses.keys())
 
     @property
@@ -132,7 +143,7 @@ class NersemblePerformance(Performance):
     def _poses(self) -> dict[str, object]:
         poses = self._calibration.get("world_2_cam")
         if not isinstance(poses, dict):
-            raise ValueError(
+            raise UserError(
                 f"{self._camera_params}: expected world_2_cam, a 4x4 matrix of each camera."
             )
         return poses
@@ -142,7 +153,7 @@ class NersemblePerformance(Performance):
         """Intrinsics at the videos' size: all cameras are alike, so of any video that decodes."""
         where = f"{self._camera_params}: intrinsics"
         K = read_matrix(self._calibration.get("intrinsics"), (3, 3), where)
-        width, _ = multi_view.first_readable(pixel3dmm.video_size, map(self._video, self._names))
+        width, _ = multi_view.first_readable(media.video_size, map(self._video, self._names))
         K[:2] *= width / CALIBRATED_WIDTH
         return K
 
@@ -151,7 +162,7 @@ class NersemblePerformance(Performance):
         rows = read_json(path).get(name)
         terms = len(rows[0]) if isinstance(rows, list) and rows and isinstance(rows[0], list) else 0
         if terms not in _POLYNOMIALS:
-            raise ValueError(
+            raise UserError(
                 f"{path}: camera {name} has no colour correction of 3 rows and "
                 f"{', '.join(map(str, _POLYNOMIALS))} columns."
             )

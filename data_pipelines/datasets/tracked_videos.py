@@ -18,9 +18,10 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from data_pipelines import pixel3dmm
 from data_pipelines.captures import SkipClip, SkippedFrame
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.frame import MONOCULAR, Frame
+from data_pipelines.media import PICTURES, VIDEOS, read_photos
 from data_pipelines.pixel3dmm import Portrait, TrackedClip
 
 
@@ -68,19 +69,24 @@ class TrackedVideos:
         path = epath.Path(self.source) / clip.path
         if not path.exists():
             raise SkipClip("its video or picture is missing")
+        if not path.is_dir() and path.suffix.lower() not in PICTURES + VIDEOS:
+            raise SkipClip(
+                f"{path.name} is neither a picture nor a video of a kind that is read "
+                f"({', '.join(PICTURES + VIDEOS)}); convert it"
+            )
         try:
             tracked = TrackedClip(self.source, clip.name)
-        except FileNotFoundError:
+        except MissingFileError:
             raise SkipClip("it has no Pixel3DMM tracking in processing/ and tracking/") from None
-        except ValueError as error:
+        except UserError as error:
             raise SkipClip(str(error)) from None
         wanted = set(self.timesteps(tracked))
         try:
-            for timestep, photo in pixel3dmm.read_photos(path):
+            for timestep, photo in read_photos(path):
                 if timestep in wanted:
                     wanted.discard(timestep)
                     yield self._frame(clip, tracked, timestep, photo)
-        except (FileNotFoundError, ValueError) as error:
+        except UserError as error:
             raise SkipClip(str(error)) from None
         if wanted:
             raise SkipClip(f"{path} ends before its tracking, so it is not what was tracked")
@@ -98,9 +104,9 @@ class TrackedVideos:
     ) -> Frame | SkippedFrame:
         try:
             portrait = self.portrait(tracked, timestep, photo)
-        except FileNotFoundError:
+        except MissingFileError:
             return SkippedFrame("its mask, seg_og/, is missing")
-        except ValueError as error:
+        except UserError as error:
             return SkippedFrame(str(error))
         return Frame(
             **{field.name: getattr(portrait, field.name) for field in dataclasses.fields(portrait)},
@@ -124,23 +130,23 @@ def require_folder(source: epath.PathLike, *members: str) -> epath.Path:
     """The folder `source`, if it holds `members`.
 
     Raises:
-      FileNotFoundError: a sentence that says which is missing.
+      UserError: a sentence that says which is missing.
     """
     source = epath.Path(source)
     for path in (source, *(source / member for member in members)):
         if not path.exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} does not exist; see data_pipelines/DATASETS.md for the layout expected."
             )
     return source
 
 
 def read_json(path: epath.Path) -> dict:
-    """A JSON object; raises a `ValueError` that names the file if it is none."""
+    """A JSON object; raises a `UserError` that names the file if it is none."""
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object.")
+        raise UserError(f"{path}: expected a JSON object.")
     return content

@@ -20,6 +20,8 @@ import numpy as np
 
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos, require_folder
+from data_pipelines.errors import MissingFileError
+from data_pipelines.files import list_folder
 from data_pipelines.pixel3dmm import Portrait, TrackedClip
 
 FRAMES_A_CLIP = 50
@@ -33,11 +35,11 @@ def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
     source = require_folder(args.source)
     names = sorted(
         path.name
-        for path in source.iterdir()
+        for path in list_folder(source)
         if path.is_dir() and path.name not in ("processing", "tracking")
     )
     if not names:
-        raise FileNotFoundError(f"{source}: no folders of frames in it.")
+        raise MissingFileError(f"{source}: no folders of frames in it.")
     clips = tuple(Clip(_person(name), name, name) for name in names)
     return [VfhqTest("vfhq_test", args.source, clips)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_pipelines.errors import UserError, report_error
 from data_pipelines.files import writing
 from data_pipelines.procedural.contact_sheet import contact_sheet
 
@@ -26,9 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         sheet = contact_sheet(args.people, args.size, args.seed)
         with writing(args.out) as unfinished:
             Image.fromarray(sheet).save(unfinished, format="PNG")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return report_error(error)
     print(f"wrote {args.out}")
     return 0
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines import cameras
+from data_pipelines.errors import UserError
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.procedural.expression import head_to_world
 from data_pipelines.procedural.figure import Figure
@@ -112,7 +113,7 @@ def procedural_sets(
       ValueError: if a number is out of its range.
     """
     if not 16 <= size <= 512:
-        raise ValueError(f"size of procedural pictures must be 16 to 512 pixels, got {size}")
+        raise UserError(f"size of procedural pictures must be 16 to 512 pixels, got {size}")
     counts = {
         "monocular_people": monocular_people,
         "multiview_people": multiview_people,
@@ -124,9 +125,9 @@ def procedural_sets(
     }
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} of the procedural sets must be 1 or more, got {count}")
+            raise UserError(f"{name} of the procedural sets must be 1 or more, got {count}")
     if seed < 0:
-        raise ValueError(f"seed of the procedural sets must be 0 or more, got {seed}")
+        raise UserError(f"seed of the procedural sets must be 0 or more, got {seed}")
     return [
         ProceduralSet("procedural_monocular", monocular_people, monocular_timesteps, 1, size, seed),
         ProceduralSet(

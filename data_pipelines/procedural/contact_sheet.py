@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from data_pipelines import cameras
+from data_pipelines.errors import UserError
 from data_pipelines.frame import expression_part
 from data_pipelines.procedural.expression import BLENDSHAPES, neutral_code
 from data_pipelines.procedural.figure import Figure
@@ -27,7 +28,7 @@ def contact_sheet(people: int, size: int, seed: int = 0) -> UInt8[np.ndarray, "h
       ValueError: if a number is out of its range.
     """
     if people < 1 or not 16 <= size <= 512 or seed < 0:
-        raise ValueError(
+        raise UserError(
             "a contact sheet needs 1 or more people, a size of 16 to 512 pixels and a seed from 0 "
             f"on, got {people} people, size {size}, seed {seed}"
         )

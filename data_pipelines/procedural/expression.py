@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines import cameras
+from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_part
 from data_pipelines.head_mesh import EYE_HEIGHT, EYE_OFFSET, MOUTH_HEIGHT, MOUTH_WIDTH, smoothstep
 from data_pipelines.procedural.anatomy import (
@@ -82,7 +83,7 @@ def deform(
     """
     code = np.asarray(code, np.float64)
     if code.shape != (EXPRESSION_SIZE,):
-        raise ValueError(
+        raise UserError(
             f"an expression code has {EXPRESSION_SIZE} numbers, got an array of shape {code.shape}"
         )
     a = anatomy()

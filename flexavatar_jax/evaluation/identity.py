@@ -1,46 +1,86 @@
-"""Is an avatar the person? Each true picture is held against the avatars of all test people."""
+"""Identity without a network: whether avatars look more like their own person than like others."""
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Array, Float
+from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipelines.frame import Frame
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.people import SECTORS, Person, evenly_spaced, on_white, sector
 
 IMAGES_PER_SECTOR = 4
-"""Pictures of a person and sector that are looked up; each takes a rendering a test person."""
+"""Pictures of a person from a sector that avatars are held against: each is rendered of all."""
 
 
-def identity_rank1(
-    animator: Animator, people: list[Person], codes: list[Float[Array, "N D"]], size: int
-) -> dict[str, float]:
-    """How often a person's picture is nearest to that person's own avatar.
+def identity_distances(
+    animator: Animator,
+    codes: Float[np.ndarray, "P N D"],
+    frames: Sequence[Sequence[Frame]],
+    *,
+    size: int,
+) -> Float[np.ndarray, "P P"]:
+    """How unlike avatar i, rendered as person j stands, is person j.
 
-    All test people's avatars are rendered alike, with the picture's camera and expression; nearest
-    is what has the smallest mean square difference. Chance is one over the number of people.
+    Expression and camera are person j's own, so that who it is makes the difference.
 
-    Returns `identity_all` and `identity_SECTOR`, ratios; sectors without pictures are left out.
+    Args:
+      codes: an avatar code a person.
+      frames: of each person, frames that the avatar was not made from.
+      size: pixels a side at which they are compared; the frames must have it.
+
+    Returns:
+      Row i, column j: the mean over person j's frames of the mean squared difference (RGB in
+      [0, 1], on white).
     """
-    hits = {name: [] for name in SECTORS}
-    for person, own in zip(people, range(len(people)), strict=True):
-        sectors = np.array([sector(target.cam2head) for target in person.targets])
-        chosen = []
-        for name in SECTORS:
-            there = np.flatnonzero(sectors == name)
-            chosen += list(there[evenly_spaced(len(there), IMAGES_PER_SECTOR)])
-        targets = [person.targets[i] for i in chosen]
-        truths = np.stack([on_white(target) for target in targets])
-        inputs = [
-            np.stack([getattr(target, field) for target in targets])
-            for field in ("expression", "cam2head", "K")
-        ]
-        distances = [
-            np.mean((animator.render(code, *inputs, size=size) - truths) ** 2, axis=(1, 2, 3))
-            for code in codes
-        ]
-        for i, nearest in zip(chosen, np.argmin(distances, axis=0), strict=True):
-            hits[sectors[i]].append(nearest == own)
-    every = [hit for name in SECTORS for hit in hits[name]]
-    result = {"all": every, **{name: found for name, found in hits.items() if found}}
-    return {f"identity_{name}": round(float(np.mean(found)), 4) for name, found in result.items()}
+    distances = np.zeros((len(codes), len(frames)))
+    with tqdm(total=distances.size, desc="telling people apart", unit="pair") as bar:
+        for j, stands in enumerate(frames):
+            truths = np.stack([on_white(frame) for frame in stands])
+            tracking = [np.stack([getattr(f, x) for f in stands]) for x in _TRACKING]
+            for i, code in enumerate(codes):
+                images = animator.frames(code, *tracking, size=size)
+                errors = (
+                    np.mean((a - b) ** 2, dtype=np.float64)
+                    for a, b in zip(images, truths, strict=True)
+                )
+                distances[i, j] = np.mean(list(errors))
+                bar.update()
+    return distances
+
+
+_TRACKING = ("expression", "cam2head", "K")
+
+
+def rank1(distances: Float[np.ndarray, "P P"]) -> float:
+    """How often an avatar is nearest to its own person among all: 1 always, 1 / P by chance.
+
+    People whose pictures are easy for every avatar would draw all to them: each person's column is
+    first taken relative to its mean over avatars.
+
+    Args:
+      distances: row i, column j: avatar i from person j; avatar i was made of person i.
+    """
+    relative = distances / np.mean(distances, axis=0)
+    return float(np.mean(np.argmin(relative, axis=1) == np.arange(len(distances))))
+
+
+def identity_by_sector(
+    animator: Animator, people: Sequence[Person], codes: Float[np.ndarray, "P N D"], size: int
+) -> dict[str, float]:
+    """`rank1` over all views and from each sector: `identity_all`, `identity_SECTOR`.
+
+    Sectors from which somebody has no picture are left out.
+    """
+    distances = {}
+    for name in SECTORS:
+        seen = [[t for t in person.targets if sector(t.cam2head) == name] for person in people]
+        if all(seen):
+            frames = [[f[i] for i in evenly_spaced(len(f), IMAGES_PER_SECTOR)] for f in seen]
+            distances[name] = identity_distances(animator, codes, frames, size=size)
+    if distances:
+        distances["all"] = np.mean(list(distances.values()), axis=0)
+    return {f"identity_{name}": round(rank1(found), 4) for name, found in distances.items()}

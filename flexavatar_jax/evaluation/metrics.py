@@ -56,7 +56,7 @@ def sector_means(config: ConfigDict) -> dict[str, Float[np.ndarray, "H W 3"]]:
 
     Sectors that training never saw have the mean of all.
     """
-    size = config.data.image_size
+    size = config.model.image_size
     sums = {name: np.zeros((size, size, 3)) for name in SECTORS}
     counts = dict.fromkeys(SECTORS, 0)
     for folder in training_sets(config):

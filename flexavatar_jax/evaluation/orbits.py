@@ -28,7 +28,7 @@ def orbit_sheet(
     rows, shown = [], None
     for title, workdir in runs.items():
         config = read_config(workdir)
-        size = config.data.image_size
+        size = config.model.image_size
         data = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
         everyone = read_people(data, person + 1, 10_000, size)
         shown = _one_moment(everyone[person])
@@ -40,7 +40,7 @@ def orbit_sheet(
             for field in ("expression", "cam2head", "K")
         ]
         sinks = {title: MULTI_VIEW}
-        if config.model.num_sources > 1:
+        if config.model.bias_sinks:
             sinks = {
                 f"{title}: multi-view sink": MULTI_VIEW,
                 f"{title}: monocular sink": MONOCULAR,

@@ -35,7 +35,7 @@ class TrainingPeople:
     """
 
     def __init__(self, config: ConfigDict):
-        self._size = config.data.image_size
+        self._size = config.model.image_size
         self._clips: list[tuple[PreparedSet, np.ndarray]] = []
         portraits = []
         sets = [open_at_size(folder, self._size) for folder in training_sets(config)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from data_pipelines.files import write
-from flexavatar_jax.avatars.video import write_animation
+from flexavatar_jax.avatars.film import write_film
 from flexavatar_jax.training.metric_log import read_metrics
 
 SHOWN_TARGETS = 8
@@ -70,8 +71,8 @@ def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) 
         "<figcaption>the only input</figcaption></figure>"
     ]
     for number, orbit in enumerate(orbits):
-        frames = np.round(orbit.images * 255).astype(np.uint8)
-        _, gif = write_animation(folder / f"orbit_{number}", frames, fps=16)
+        gif = Path(folder) / f"orbit_{number}.gif"
+        write_film(gif, orbit.images, fps=16)
         cells.append(
             f'<figure><img src="{gif.name}" width="{size}" alt="orbit">'
             f"<figcaption>{html.escape(orbit.title)}</figcaption></figure>"

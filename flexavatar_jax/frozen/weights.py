@@ -15,7 +15,7 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 
 
 class Source(NamedTuple):
-    """Whence weights come, in the words of the message that a user without them gets."""
+    """Where weights come from, in the words of the message that a user without them gets."""
 
     repository: str
     """On Hugging Face; the file is its `model.safetensors`."""

@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from data_pipelines.frame import EXPRESSION_SIZE, SOURCES
 from flexavatar_jax.model.attention import JointTransformer, linear
 
 
@@ -19,7 +20,7 @@ class ExpressionMLP(nnx.Module):
         dtype, hidden = jnp.dtype(config.dtype), config.expression_hidden
         outputs = config.expression_tokens * config.width
         self.tokens = config.expression_tokens
-        self.first = linear(config.expression_size, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
+        self.first = linear(EXPRESSION_SIZE, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
         self.second = linear(hidden, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
         self.third = linear(hidden, outputs, ("mlp", None), dtype=dtype, rngs=rngs)
 
@@ -38,10 +39,12 @@ class Decoder(nnx.Module):
     def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
         dtype, width = jnp.dtype(config.dtype), config.width
         self.dtype = dtype
-        self.side = config.head_tokens
+        self.side = config.head_resolution
         self.expression = ExpressionMLP(config, rngs=rngs)
         self.sinks = nnx.Param(
-            nnx.initializers.normal(1.0)(rngs.params(), (config.num_sources, width), jnp.float32),
+            nnx.initializers.normal(1.0)(
+                rngs.params(), (len(SOURCES) if config.bias_sinks else 1, width), jnp.float32
+            ),
             logical_axes=(None, "embed"),
         )
         self.transformer = JointTransformer(
@@ -61,7 +64,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B E side side D"]:
         """UV feature maps, one an expression; see `FlexAvatar.decode`."""
         count = expression.shape[1]
-        source = jnp.minimum(source, self.sinks.shape[0] - 1)  # of one sink only: that
+        source = jnp.minimum(source, self.sinks.shape[0] - 1)  # if there is one sink: that
         sinks = repeat(self.sinks[...][source].astype(self.dtype), "b d -> (b e) 1 d", e=count)
         tokens = self.expression(rearrange(expression, "b e x -> (b e) x").astype(self.dtype))
         code = repeat(code.astype(self.dtype), "b n d -> (b e) n d", e=count)

@@ -110,9 +110,9 @@ class Queries(nnx.Module):
     def __init__(
         self, config: ml_collections.ConfigDict, template: HeadTemplate, *, rngs: nnx.Rngs
     ):
-        points = template.position_map(config.head_tokens).positions.reshape(-1, 3)
+        points = template.position_map(config.head_resolution).positions.reshape(-1, 3)
         self.template = template
-        self.side = config.head_tokens
+        self.side = config.head_resolution
         self.projection = linear(
             embed_points(points).shape[-1], config.width, (None, "embed"), rngs=rngs
         )

@@ -33,19 +33,11 @@ class FlexAvatar(nnx.Module):
         """Builds a freshly initialised model.
 
         Args:
-          config: `config.model` of an experiment; see configs/flex1.py.
+          config: `config.model` of an experiment (configs/flex1.py), its sizes checked by
+            `training.config_check`.
           template: the mesh that head tokens and Gaussians are bound to.
           rngs: `nnx.Rngs(seed)`.
-
-        Raises:
-          ValueError: sizes in `config` that do not fit one another.
         """
-        for size, part in (("image_size", "patch_size"), ("width", "num_heads")):
-            if config[size] % config[part]:
-                raise ValueError(
-                    f"config.model.{size} ({config[size]}) must be a multiple of "
-                    f"config.model.{part} ({config[part]})"
-                )
         self.encoder = Encoder(config, template, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         self.upsampler = Upsampler(config.width, tuple(config.upsampler_channels), rngs=rngs)

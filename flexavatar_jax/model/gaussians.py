@@ -61,7 +61,7 @@ class GaussianHead(nnx.Module):
         self.offset = head(3)
         self.opacity = head(1, bias=float(np.log(0.1 / 0.9)))
         self.rotation = head(4, bias=[1.0, 0.0, 0.0, 0.0])
-        self.grid = config.sample_grid
+        self.grid = config.gaussian_resolution
         self.max_scale = config.max_scale
         self.offset_range = config.offset_range
         self.template = template
@@ -74,17 +74,34 @@ class GaussianHead(nnx.Module):
 
     def __call__(self, features: Float[Array, "*b h w c"]) -> Gaussians:
         """Gaussians of each map, row-major over the grid (G is fixed by template and grid)."""
-        heads = (self.color, self.scale, self.offset, self.opacity, self.rotation)
-        # The heads are linear, so they come before the sampling: 14 channels, not all of them, are
-        # sampled, at more points than the map has texels.
-        kernel = jnp.concatenate([h.kernel[...] for h in heads], axis=-1)
-        values = jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST)
-        values = rearrange(sample_grid(values, self.grid, self.grid), "... y x c -> ... (y x) c")
+        return self.sample(self.maps(features))
+
+    @property
+    def _heads(self) -> tuple[nnx.Linear, ...]:
+        return self.color, self.scale, self.offset, self.opacity, self.rotation
+
+    @property
+    def biases(self) -> Float[Array, "14"]:
+        """What is added to sampled maps."""
+        return jnp.concatenate([h.bias[...] for h in self._heads])
+
+    def maps(self, features: Float[Array, "*b h w c"]) -> Float[Array, "*b h w 14"]:
+        """What the Gaussians are sampled from: colour, scale, offset, opacity, rotation.
+
+        The heads are linear, so they come before the sampling: 14 channels, not all of them, are
+        sampled, at more points than the map has texels.
+        """
+        kernel = jnp.concatenate([h.kernel[...] for h in self._heads], axis=-1)
+        return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST)
+
+    def sample(self, maps: Float[Array, "*b h w 14"]) -> Gaussians:
+        """Gaussians at the grid's points, of `maps` that aren't biased yet."""
+        values = rearrange(sample_grid(maps, self.grid, self.grid), "... y x c -> ... (y x) c")
         values = jnp.take(
             values, self.points.index, axis=-2, unique_indices=True, indices_are_sorted=True
         )
-        values = values + jnp.concatenate([h.bias[...] for h in heads])
-        sizes = np.cumsum([h.out_features for h in heads])[:-1]
+        values = values + self.biases
+        sizes = np.cumsum([h.out_features for h in self._heads])[:-1]
         color, scale, offset, opacity, rotation = jnp.split(values, sizes, axis=-1)
         norm = jnp.sqrt(jnp.maximum(jnp.sum(rotation**2, axis=-1, keepdims=True), 1e-24))
         return Gaussians(

@@ -197,11 +197,6 @@ class Upsampler(nnx.Module):
     """One block a doubling; its output has width / 4^blocks channels."""
 
     def __init__(self, width: int, channels: tuple[int, ...], *, rngs: nnx.Rngs):
-        if width % 4 ** len(channels):
-            raise ValueError(
-                f"config.model.width {width} must be a multiple of {4 ** len(channels)}: each of "
-                f"the {len(channels)} config.model.upsampler_channels quarters it"
-            )
         inputs = (width, *channels)
         self.blocks = nnx.List(
             UpsamplerBlock(inputs[i], channels[i], width // 4 ** (i + 1), rngs=rngs)

@@ -11,10 +11,10 @@ import re
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
@@ -24,11 +24,7 @@ from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicat
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
 from kernels import rasterizer
 from kernels.bench import scenes, tpu_costs
-
-LINK = {"v4": 45e9, "v5e": 45e9, "v5p": 90e9, "v6e": 90e9}
-"""Bytes a second of one link of the interconnect in one direction (Austin et al., How to Scale Your
-Model (2025), chapter 2). A collective is taken to use one link, though rings along both directions
-and several axes of the torus go faster."""
+from kernels.hardware import CHIPS
 
 NAMES = "v4:2x2x1, v4:4x4x4, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16"
 
@@ -53,11 +49,11 @@ class Memory(NamedTuple):
 
 
 def chip_name(topology: str) -> str:
-    """Which of `tpu_costs.CHIPS` a topology such as "v5e:16x16" is made of."""
+    """Which of `hardware.CHIPS` a topology such as "v5e:16x16" is made of."""
     return topology.split(":")[0]
 
 
-class OutOfMemoryError(ValueError):
+class OutOfMemoryError(UserError):
     """The step does not fit a chip."""
 
 
@@ -82,7 +78,7 @@ class Report:
     @property
     def utilisation(self) -> float:
         """Model FLOPs utilisation (MFU)."""
-        peak = self.chips * tpu_costs.CHIPS[chip_name(self.topology)].bfloat16
+        peak = self.chips * CHIPS[chip_name(self.topology)].bfloat16
         return self.flops.total * self.batch / self.step_seconds / peak
 
     @property
@@ -95,13 +91,14 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     """The mesh that `config.mesh` asks for, over the devices of a TPU topology that isn't here.
 
     Raises:
-      UserError: the libtpu that goes with this JAX isn't installed.
-      UserError: libtpu knows no such topology.
+      UserError: the libtpu that goes with this JAX isn't installed, or knows no such topology.
     """
-    if chip_name(topology) not in LINK:
+    if chip_name(topology) not in CHIPS:
         raise UserError(f"--topology {topology} is not known; give one like {NAMES}")
     try:
         devices = tpu_costs.topology_devices(topology)
+    except ImportError as error:
+        raise UserError(str(error)) from error
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -110,31 +107,16 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     return make_mesh(**config.mesh, devices=devices)
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
     """Shapes of a batch as `data_pipelines.mixture.make_iterator` gives it, laid out on `mesh`."""
-    size, targets = config.data.image_size, config.data.targets
-    f32, i32, u8 = jnp.float32, jnp.int32, jnp.uint8
-    shapes = {
-        "input_image": ((size, size, 3), u8),
-        "input_mask": ((size, size), u8),
-        "input_cam2head": ((4, 4), f32),
-        "input_K": ((3, 3), f32),
-        "target_image": ((targets, size, size, 3), u8),
-        "target_mask": ((targets, size, size), u8),
-        "target_cam2head": ((targets, 4, 4), f32),
-        "target_K": ((targets, 3, 3), f32),
-        "target_expression": ((targets, config.model.expression_size), f32),
-        "background": ((3,), f32),
-        "jitter": ((5,), f32),
-        "source": ((), i32),
-        "example": ((2 + targets,), i32),
-        "bad_records": ((), i32),
-    }
+    shapes = Batch.shapes(config.batch, config.data.targets, config.model.image_size)
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
-    }
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, (shape, dtype) in shapes.items()
+        }
+    )
 
 
 def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Report:
@@ -183,7 +165,7 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
             - analysis.alias_size_in_bytes,
             analysis.temp_size_in_bytes,
             analysis.generated_code_size_in_bytes,
-            tpu_costs.CHIPS[chip_name(topology)].memory,
+            CHIPS[chip_name(topology)].memory,
         ),
         flops=flops,
         collectives=moved,
@@ -194,20 +176,20 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
 def predict(
     config: ConfigDict, chip: str, mesh: Mesh, hlo: str, moved: list[Collective]
 ) -> dict[str, float]:
-    """Seconds of each part of a compiled step on one of `tpu_costs.CHIPS`.
+    """Seconds of each part of a compiled step on one of `hardware.CHIPS`.
 
     The compiler's cycles at the chip's clock; for rendering, the Pallas kernels as `tpu_costs`
     counts them for the avatar scene come on top; collectives go over one link, none of them hidden
     behind computation.
     """
     cycles = estimated_cycles(hlo, SCOPES)
-    seconds = {part: count / tpu_costs.CHIPS[chip].clock for part, count in cycles.items()}
-    size = config.data.image_size
+    seconds = {part: count / CHIPS[chip].clock for part, count in cycles.items()}
+    size = config.model.image_size
     # Devices along the tensor axis render the same images.
     images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
     kernels = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
     seconds["rasterizer"] += images * kernels
-    return seconds | {"interconnect": sum(c.sent for c in moved) / LINK[chip]}
+    return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
 
 
 def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> str:

@@ -46,14 +46,14 @@ class Tensor(NamedTuple):
     pattern: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def publish(self, params: Mapping[Path, np.ndarray]) -> np.ndarray:
+    def to_published(self, params: Mapping[Path, np.ndarray]) -> np.ndarray:
         """The published tensor from our parameters."""
         joined = np.concatenate([np.asarray(params[path]) for path in self.paths], axis=-1)
         if self.pattern:
             joined = rearrange(joined, self.pattern, **dict(self.sizes))
         return np.ascontiguousarray(joined)
 
-    def adopt(self, tensor: np.ndarray) -> dict[Path, np.ndarray]:
+    def from_published(self, tensor: np.ndarray) -> dict[Path, np.ndarray]:
         """Our parameters from the published tensor."""
         if self.pattern:
             ours, published = self.pattern.split(" -> ")
@@ -86,7 +86,9 @@ def unused_shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...
     Head tokens that the embedded template replaces, what multiplies the zero style vector, and
     the constant filter.
     """
-    shapes = {"_head_transformer._head_token_embeddings": (config.head_tokens**2, 1, config.width)}
+    shapes = {
+        "_head_transformer._head_token_embeddings": (config.head_resolution**2, 1, config.width)
+    }
     inputs = (config.width, *config.upsampler_channels)
     for i, channels in enumerate(config.upsampler_channels):
         for layer, size in (("conv0", inputs[i]), ("conv1", channels), ("torgb", channels)):
@@ -103,8 +105,20 @@ def published_shapes(
     shapes = {}
     for tensor in used_tensors(config):
         zeros = {path: np.zeros(params[path].shape, np.float32) for path in tensor.paths}
-        shapes[tensor.name] = tensor.publish(zeros).shape
+        shapes[tensor.name] = tensor.to_published(zeros).shape
     return shapes | unused_shapes(config)
+
+
+def params_from_published(
+    published: dict[str, np.ndarray], abstract: nnx.State, config: ml_collections.ConfigDict
+) -> nnx.State:
+    """Our parameters from published tensors, which are taken out of `published` on the way."""
+    values = {}
+    for tensor in used_tensors(config):
+        values |= tensor.from_published(published.pop(tensor.name))
+    return nnx.from_flat_state(
+        [(path, variable.replace(values[path])) for path, variable in nnx.to_flat_state(abstract)]
+    )
 
 
 def _used(config: ml_collections.ConfigDict) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 
 from flexavatar_jax.frozen import dinov2
-from flexavatar_jax.frozen.networks import load_encoder_network
+from flexavatar_jax.frozen.networks import load_dinov2_base
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.runs.checkpoints import open_checkpoints
 from flexavatar_jax.runs.templates import load_template
@@ -26,7 +26,7 @@ class LoadedModel(NamedTuple):
     config: ml_collections.ConfigDict
     step: int
     progress: dict[str, Any]
-    dinov2: dinov2.Params | None
+    dinov2_base: dinov2.Params | None
     """Weights of the frozen network that the encoder needs, if `config.model.dino`."""
 
 
@@ -35,7 +35,7 @@ def load_model(
     step: int | None = None,
     dinov2_base: epath.PathLike = "",
     *,
-    encoder_network: bool = True,
+    load_dinov2: bool = True,
 ) -> LoadedModel:
     """Restores a model for inference from a run's folder.
 
@@ -43,7 +43,7 @@ def load_model(
       workdir: of a training run or of an import.
       step: which checkpoint; by default the newest.
       dinov2_base: where DINOv2's weights are now, if not at the config's `frozen.dinov2_base`.
-      encoder_network: whether to load them at all (not needed to look at parameters).
+      load_dinov2: whether to load them at all (not needed to look at parameters).
 
     Raises:
       UserError: no run, no checkpoint, or no weights of a frozen network there.
@@ -64,7 +64,7 @@ def load_model(
     model = nnx.merge(graph, checkpoints.restore_params(step, abstract))
     progress = checkpoints.progress(step)
     checkpoints.close()
-    network = load_encoder_network(config) if encoder_network else None
+    network = load_dinov2_base(config) if load_dinov2 else None
     return LoadedModel(model, config, step, progress, network)
 
 

@@ -22,6 +22,7 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import write
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.runs.templates import format_obj, load_template
+from flexavatar_jax.training.config_check import check_stored_config
 
 CHANGEABLE = (
     *("accumulate", "bad_step", "checkpoint", "data.bad_records", "data.max_bad_fraction"),
@@ -91,7 +92,7 @@ def _template_of(source: str, config: ml_collections.ConfigDict) -> HeadTemplate
 def claim_workdir(
     workdir: epath.PathLike, config: ml_collections.ConfigDict, template: HeadTemplate
 ) -> None:
-    """Creates a run's folder with its config and template, or takes down what of it has changed.
+    """Creates a run's folder with its config and template, or stores the fields that changed.
 
     Raises:
       UserError: the folder cannot be written.
@@ -143,8 +144,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     if not path.exists():
         raise UserError(
             f"{workdir} is not a run's folder (no config.json); give the folder of a training "
-            "run or of an import",
-            status=TRY_AGAIN,
+            "run or of an import"
         )
     try:
         fields = json.loads(path.read_text())
@@ -152,7 +152,28 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
         raise UserError(f"{path} is not valid JSON ({error}); restore it from a copy") from None
     if not isinstance(fields, dict) or not {"model", "data", "frozen"} <= fields.keys():
         raise UserError(f"{path} is not a run's config (no model, data, frozen); restore it")
-    return ml_collections.ConfigDict(fields)
+    config = ml_collections.ConfigDict(_renamed(fields))
+    try:
+        check_stored_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; restore it from a copy") from None
+    return config
+
+
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    """A stored config's fields as they are called now."""
+    model = fields["model"]
+    if isinstance(model, dict):
+        for old, new in (
+            ("head_tokens", "head_resolution"),
+            ("sample_grid", "gaussian_resolution"),
+        ):
+            if old in model:
+                model[new] = model.pop(old)
+        for gone in ("expression_size", "num_sources"):
+            model.pop(gone, None)
+        model.setdefault("bias_sinks", True)  # before there was a choice, every run had them
+    return fields
 
 
 def _existing_file_system(workdir: epath.PathLike) -> epath.Path:

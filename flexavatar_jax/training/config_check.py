@@ -1,15 +1,18 @@
-"""Whether an experiment's config can be meant: one table of what each field may be."""
+"""Whether an experiment's config can be meant: one table of what each field may be.
+
+What a field means, and its default, is in configs/flex1.py; a test holds the two to the same
+fields.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from data_pipelines.frame import EXPRESSION_SIZE
 from kernels.rasterizer import BACKENDS
 
 
@@ -41,8 +44,17 @@ def _one_of(*choices: str) -> Rule:
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
+SWITCH = Rule("True or False", lambda x: isinstance(x, bool))
+PATH = Rule("a path, or empty", lambda x: isinstance(x, str))
+NAME = Rule("a name", lambda x: isinstance(x, str) and bool(x))
 POSITIVE_COUNT = Rule("a whole number, 1 or more", lambda x: _is_count(x) and x >= 1)
 COUNT = Rule("a whole number, 0 or more", lambda x: _is_count(x) and x >= 0)
+SIZE = Rule("a whole number from 1 to 65,536", lambda x: _is_count(x) and 1 <= x <= 65_536)
+DEPTH = Rule("a whole number from 1 to 1,000", lambda x: _is_count(x) and 1 <= x <= 1_000)
+AXIS = Rule(
+    "a whole number, 1 or more, or -1 for the devices that are left",
+    lambda x: _is_count(x) and (x >= 1 or x == -1),
+)
 POSITIVE = Rule("a number above 0", lambda x: _is_number(x) and x > 0)
 NOT_NEGATIVE = Rule("a number, 0 or more", lambda x: _is_number(x) and x >= 0)
 SHARE = Rule("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1)
@@ -50,6 +62,7 @@ DECAY = Rule("a number from 0 to below 1", lambda x: _is_number(x) and 0 <= x < 
 FACTORS = Rule("two factors, 0 or more, the smaller first", lambda x: _is_range(x, 0, math.inf))
 
 RULES = {
+    "seed": COUNT,
     "init_from": Rule("a folder's path, or empty", lambda x: isinstance(x, str)),
     "batch": POSITIVE_COUNT,
     "accumulate": POSITIVE_COUNT,
@@ -59,34 +72,38 @@ RULES = {
     "max_gradient_norm": NOT_NEGATIVE,
     "rasterizer": _one_of("auto", *BACKENDS),
     "splat_capacity": COUNT,
-    "model.image_size": POSITIVE_COUNT,
-    "model.patch_size": POSITIVE_COUNT,
-    "model.width": POSITIVE_COUNT,
-    "model.num_heads": POSITIVE_COUNT,
-    "model.vit_depth": POSITIVE_COUNT,
-    "model.encoder_depth": POSITIVE_COUNT,
-    "model.decoder_depth": POSITIVE_COUNT,
-    "model.head_tokens": POSITIVE_COUNT,
-    "model.expression_size": Rule(
-        f"{EXPRESSION_SIZE}, the length of the expression codes of all data",
-        lambda x: x == EXPRESSION_SIZE,
-    ),
-    "model.expression_hidden": POSITIVE_COUNT,
-    "model.expression_tokens": POSITIVE_COUNT,
-    "model.num_sources": Rule(
-        "2: a bias sink each for monocular and multi-view data, or 1: one for both",
-        lambda x: _is_count(x) and x in (1, 2),
-    ),
+    "model.image_size": SIZE,
+    "model.patch_size": SIZE,
+    "model.width": SIZE,
+    "model.num_heads": SIZE,
+    "model.vit_depth": DEPTH,
+    "model.encoder_depth": DEPTH,
+    "model.decoder_depth": DEPTH,
+    "model.head_resolution": SIZE,
+    "model.expression_hidden": SIZE,
+    "model.expression_tokens": SIZE,
+    "model.bias_sinks": SWITCH,
     "model.upsampler_channels": Rule(
         "one positive number of channels a doubling",
-        lambda x: isinstance(x, tuple | list) and all(map(POSITIVE_COUNT.holds, x)),
+        lambda x: isinstance(x, tuple | list) and len(x) <= 16 and all(map(SIZE.holds, x)),
     ),
-    "model.uv_resolution": POSITIVE_COUNT,
-    "model.sample_grid": POSITIVE_COUNT,
+    "model.uv_resolution": SIZE,
+    "model.gaussian_resolution": SIZE,
     "model.max_scale": POSITIVE,
     "model.offset_range": NOT_NEGATIVE,
+    "model.template": PATH,
+    "model.dino": SWITCH,
     "model.dtype": _one_of("float32", "bfloat16"),
-    "data.image_size": POSITIVE_COUNT,
+    "model.remat": SWITCH,
+    "frozen.dinov2_base": PATH,
+    "frozen.dinov2_small": PATH,
+    "frozen.sam2": PATH,
+    "data.root": NAME,
+    "data.mixture": Rule(
+        "a weight for each data set, such as {'nersemble': 0.5, 'hello3': 0.5}",
+        lambda x: isinstance(x, Mapping | ConfigDict) and len(x) > 0,
+    ),
+    "data.image_size": SIZE,
     "data.targets": POSITIVE_COUNT,
     "data.jaw_temperature": NOT_NEGATIVE,
     "data.jitter.probability": SHARE,
@@ -122,27 +139,33 @@ RULES = {
     "log.every": POSITIVE_COUNT,
     "log.images_every": POSITIVE_COUNT,
     "log.images": POSITIVE_COUNT,
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
+    "mesh.tensor": AXIS,
+    "eval.dataset": NAME,
+    "eval.people": POSITIVE_COUNT,
+    "eval.images_per_person": Rule(
+        "a whole number, 2 or more: one of a person's images is the input",
+        lambda x: _is_count(x) and x >= 2,
+    ),
+    "eval.constant_images": POSITIVE_COUNT,
 }
+"""What each field must be; every field of every config has its rule here."""
 
 
 def check_config(config: ConfigDict) -> None:
     """
     Raises:
-      UserError: a field is missing, or is not what RULES say; names it, and what was expected.
+      UserError: a field is missing, is not what RULES say, or contradicts another; names it, and
+        what was expected.
     """
     for field, rule in RULES.items():
-        value: Any = config
-        for name in field.split("."):
-            if name not in value:
-                raise UserError(f"config.{field} is missing; it must be {rule.expected}")
-            value = value[name]
+        value = _value(config, field)
+        if value is _ABSENT:
+            raise UserError(f"config.{field} is missing; it must be {rule.expected}")
         if not rule.holds(value):
-            raise UserError(f"config.{field} is {value!r}; it must be {rule.expected}")
-    if config.model.image_size != config.data.image_size:
-        raise UserError(
-            f"config.model.image_size ({config.model.image_size}) and config.data.image_size "
-            f"({config.data.image_size}) must be the same: the model sees the data's images"
-        )
+            raise UserError(f"config.{field} is {_shown(value)}; it must be {rule.expected}")
+    check_sizes(config.model)
     loss, optimizer = config.loss, config.optimizer
     if not any((loss.l1, loss.mse, loss.ssim)):
         if not any((loss.dino, loss.sam)):
@@ -168,3 +191,52 @@ def check_config(config: ConfigDict) -> None:
             f"config.optimizer.final_learning_rate ({optimizer.final_learning_rate}) is never "
             "reached with decay_steps = 0, a constant rate; give decay_steps, or 0 for both"
         )
+
+
+def check_stored_config(config: ConfigDict) -> None:
+    """Checks what inference reads of a stored config, which may be of an earlier version.
+
+    Raises:
+      UserError: a field of the model is missing, or any field is not what RULES say.
+    """
+    for field, rule in RULES.items():
+        value = _value(config, field)
+        if value is _ABSENT and field.startswith("model."):
+            raise UserError(f"config.{field} is missing; it must be {rule.expected}")
+        if value is not _ABSENT and not rule.holds(value):
+            raise UserError(f"config.{field} is {_shown(value)}; it must be {rule.expected}")
+    check_sizes(config.model)
+
+
+def check_sizes(model: ConfigDict) -> None:
+    """Raises `UserError` for sizes of `config.model` that do not fit one another."""
+    for size, part in (("image_size", "patch_size"), ("width", "num_heads")):
+        if model[size] % model[part]:
+            raise UserError(
+                f"config.model.{size} ({model[size]}) must be a multiple of "
+                f"config.model.{part} ({model[part]})"
+            )
+    doublings = len(model.upsampler_channels)
+    if model.width % 4**doublings:
+        raise UserError(
+            f"config.model.width {model.width} must be a multiple of {4**doublings}: each of "
+            f"the {doublings} config.model.upsampler_channels quarters it"
+        )
+
+
+_ABSENT = object()
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    """The value of a field such as "model.width", or _ABSENT."""
+    value: Any = config
+    for name in field.split("."):
+        if not isinstance(value, ConfigDict) or name not in value:
+            return _ABSENT
+        value = value[name]
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence quotes it."""
+    return " ".join(f"{value!r}".split())[:80]

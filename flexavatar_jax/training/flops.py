@@ -17,27 +17,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from data_pipelines.frame import EXPRESSION_SIZE
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.encoder import FEATURE_SIZE
 from flexavatar_jax.model.flexavatar import FlexAvatar
-from kernels.bench.tpu_costs import CHIPS
-
-PEAKS = {
-    "TPU v4": CHIPS["v4"].bfloat16,
-    "TPU v5 lite": CHIPS["v5e"].bfloat16,
-    "TPU v5e": CHIPS["v5e"].bfloat16,
-    "TPU v5": CHIPS["v5p"].bfloat16,
-    "TPU v5p": CHIPS["v5p"].bfloat16,
-    "TPU v6 lite": CHIPS["v6e"].bfloat16,
-    "TPU v6e": CHIPS["v6e"].bfloat16,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-}
-"""Published dense bfloat16 peak of a device, operations a second, by JAX's `device_kind`."""
+from kernels.hardware import BFLOAT16_PEAKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,36 +60,39 @@ def step_flops(
     side = dinov2.BASE.image_size // dinov2.PATCH
     features = array(1, side, side, FEATURE_SIZE) if config.model.dino else None
     encode = (array(1, size, size, 3), array(1, 4, 4), array(1, 3, 3), features)
-    expression = array(1, targets, config.model.expression_size)
-    code = array(1, config.model.head_tokens**2, config.model.width, dtype=config.model.dtype)
+    expression = array(1, targets, EXPRESSION_SIZE)
+    code = array(1, config.model.head_resolution**2, config.model.width, dtype=config.model.dtype)
     decode = (code, expression, array(1, dtype=jnp.int32))
 
     image = array(1, size, size, 3)
     crop = array(1, dinov2.SMALL.image_size, dinov2.SMALL.image_size, 3)
     losses = 0.0
-    if perceptual and frozen.dino is not None:
-        losses += count(dinov2.perceptual_features, frozen.dino, crop)
-    if perceptual and frozen.sam is not None:
-        losses += count(hiera.image_embedding, frozen.sam, image)
+    if perceptual and frozen.dinov2_small is not None:
+        losses += count(dinov2.perceptual_features, frozen.dinov2_small, crop)
+    if perceptual and frozen.sam2 is not None:
+        losses += count(hiera.image_embedding, frozen.sam2, image)
+    seen = 0.0
+    if frozen.dinov2_base is not None:
+        seen = count(dinov2.patch_features, frozen.dinov2_base, image)
     return StepFlops(
         # A gradient in inputs and weights takes twice the operations of the forward pass.
         encoder=3 * count(lambda p, *x: nnx.merge(graph, p).encode(*x), params, *encode),
         decoder=3 * count(lambda p, *x: nnx.merge(graph, p).decode(*x), params, *decode),
-        features=count(dinov2.patch_features, frozen.encoder, image) if frozen.encoder else 0.0,
+        features=seen,
         perceptual=3 * targets * losses,
     )
 
 
 def peak(device: jax.Device) -> float | None:
     """Published bfloat16 peak of `device`, operations a second; None where none is known."""
-    return PEAKS.get(device.device_kind)
+    return BFLOAT16_PEAKS.get(device.device_kind)
 
 
 def count(function: Callable, *args: Any) -> float:
     """Operations of the matrix products and convolutions of `function(*args)`.
 
     Arguments are trees of arrays or of `jax.ShapeDtypeStruct`. Loops count as often as they run
-    (`while` loops of unknown length once), and of a conditional's branches the dearest.
+    (`while` loops of unknown length once), and of a conditional's branches the most expensive.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 

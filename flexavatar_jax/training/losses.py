@@ -57,9 +57,9 @@ def training_loss(
     if config["ssim"]:
         parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
     if perceptual and config["dino"]:
-        parts["dino"] = _image_by_image(dino_loss, frozen.dino, prediction, target)
+        parts["dino"] = _image_by_image(dino_loss, frozen.dinov2_small, prediction, target)
     if perceptual and config["sam"]:
-        parts["sam"] = _image_by_image(sam_loss, frozen.sam, prediction, target)
+        parts["sam"] = _image_by_image(sam_loss, frozen.sam2, prediction, target)
     total = sum((config[name] * part for name, part in parts.items()), start=jnp.zeros(()))
     return total, parts
 

@@ -21,7 +21,7 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.augment import finish_batch
+from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import FrozenNetworks
@@ -29,6 +29,7 @@ from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.model.render import render
+from flexavatar_jax.training.augment import finish_batch
 from flexavatar_jax.training.losses import training_loss
 from flexavatar_jax.training.sharding import (
     BATCH_AXES,
@@ -36,8 +37,6 @@ from flexavatar_jax.training.sharding import (
     parameter_shardings,
     replicated,
 )
-
-Batch = dict[str, jax.Array]
 
 SCOPES = (
     "augmentation",
@@ -200,19 +199,16 @@ class TrainProgram:
         """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
         model = self.model(params)
         features = None
-        if frozen.encoder is not None:
+        if frozen.dinov2_base is not None:
             with jax.named_scope("features"):
-                features = dinov2.patch_features(frozen.encoder, batch["input_image"])
-        code = model.encode(
-            batch["input_image"], batch["input_cam2head"], batch["input_K"], features
-        )
-        gaussians = model.decode(code, batch["target_expression"], batch["source"])
+                features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
+        code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
+        gaussians = model.decode(code, batch.target_expression, batch.source)
         on_shard = jax.shard_map(
             functools.partial(shard_losses, config=self.config, perceptual=perceptual),
             mesh=self.mesh,
             in_specs=(PartitionSpec(BATCH_AXES), PartitionSpec(), PartitionSpec(BATCH_AXES)),
             out_specs=PartitionSpec(BATCH_AXES),
-            check_vma=False,
         )
         loss, parts, preview = on_shard(gaussians, frozen, batch)
         return jnp.mean(loss), (jax.tree.map(jnp.mean, parts), preview)
@@ -225,7 +221,7 @@ class TrainProgram:
         Returns the new state, metrics (scalars) and a preview: rows of input, target, prediction.
         The metric `bad` is 1 if this step was skipped, else 0; `skipped` counts all such steps.
         """
-        bad_records = jnp.sum(batch["bad_records"])
+        bad_records = jnp.sum(batch.bad_records)
         with jax.named_scope("augmentation"):
             batch = finish_batch(batch)
         grad = jax.value_and_grad(functools.partial(self.loss, perceptual=perceptual), has_aux=True)
@@ -302,14 +298,14 @@ def shard_losses(
     Returns the loss [1] and its parts [1], to be averaged over devices, and the preview [b, H, 3W,
     3] of the first few examples.
     """
-    targets = batch["target_image"]
+    targets = batch.target_image
     examples, images, size = targets.shape[:3]
     with jax.named_scope("rasterizer"):
         out = render(
             gaussians,
-            batch["target_cam2head"],
-            batch["target_K"],
-            jnp.broadcast_to(batch["background"][:, None], (examples, images, 3)),
+            batch.target_cam2head,
+            batch.target_K,
+            jnp.broadcast_to(batch.background[:, None], (examples, images, 3)),
             size=size,
             backend=config.rasterizer,
             capacity=config.splat_capacity or None,
@@ -325,6 +321,6 @@ def shard_losses(
     # An image's, as all parts are means: over devices and micro-batches too.
     parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}
     few = slice(0, config.log.images)
-    row = [batch["input_image"][few], targets[few, 0], out.color[few, 0]]
+    row = [batch.input_image[few], targets[few, 0], out.color[few, 0]]
     preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)
     return loss[None], {name: value[None] for name, value in parts.items()}, preview

@@ -122,9 +122,10 @@ def write_json(path: Path, rows: list[Row]) -> None:
 def measure(args: argparse.Namespace) -> list[Row]:
     """Time every backend and peer asked for on every scene."""
     contestants = {}
-    for name in args.backend or rasterizer.candidates():
+    here = rasterizer.candidates(rasterizer.platform())
+    for name in args.backend or here:
         try:
-            if name not in rasterizer.candidates():
+            if name not in here:
                 raise rasterizer.BackendUnavailableError(
                     f"it is not made for {jax.default_backend()}"
                 )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 
 class Scene(NamedTuple):
@@ -72,7 +72,7 @@ def sparse(images: int = 1, num: int = 5_000, size: int = 512, seed: int = 0) ->
     )
 
 
-def look_at_gaussians(gaussians: Gaussians, images: int = 1, size: int = 512) -> Scene:
+def look_at_gaussians(gaussians: GaussianCloud, images: int = 1, size: int = 512) -> Scene:
     """Gaussians of a file, shared by cameras around them that see most of them.
 
     Files are taken to have y down and z forward, as those of 3D Gaussian Splatting have.

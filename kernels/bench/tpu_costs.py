@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 from importlib import metadata
 from typing import NamedTuple
@@ -26,38 +27,10 @@ from tqdm import tqdm
 from kernels import binning, rasterizer
 from kernels.bench import scenes
 from kernels.bench.scenes import Scene
+from kernels.hardware import CHIPS, Chip
 from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.composite import CHUNK, GEOMETRY, PIXELS, TILE
 from kernels.pallas_tpu.lists import GROUP
-
-
-class Chip(NamedTuple):
-    """Published rates of a chip, all its TensorCores together."""
-
-    topology: str
-    """The smallest slice that libtpu compiles for."""
-    bandwidth: float
-    """HBM, bytes a second."""
-    bfloat16: float
-    """Matrix unit, operations a second."""
-    float32: float
-    """Vector unit: cores x 8 x 128 lanes x 4 units x clock, operations a second."""
-    memory: int
-    """HBM, bytes."""
-    clock: float
-    """Of the TensorCores, cycles a second."""
-
-
-CHIPS = {
-    "v4": Chip("v4:2x2x1", 1.228e12, 275e12, 2 * 4096 * 1.05e9, 32 << 30, 1.05e9),
-    "v5e": Chip("v5e:2x2", 0.819e12, 197e12, 4096 * 1.5e9, 16 << 30, 1.5e9),
-    "v5p": Chip("v5p:2x2x1", 2.765e12, 459e12, 2 * 4096 * 1.75e9, 95 << 30, 1.75e9),
-    "v6e": Chip("v6e:2x2", 1.64e12, 918e12, 4096 * 1.75e9, 32 << 30, 1.75e9),
-}
-"""Sources: Google Cloud's system architecture pages of TPU v4, v5e, v5p and v6e for bandwidth,
-bfloat16 rate and memory; the clock follows from the bfloat16 rate and the number and size of the
-matrix units (four a core; 128x128, v6e 256x256); the vector unit is that of Austin et al., How to
-Scale Your Model (2025), chapter 2."""
 
 # Vector operations, as libtpu 0.0.52 schedules the kernels for v5e.
 FORWARD_OPS = 46
@@ -108,7 +81,7 @@ class Prediction(NamedTuple):
 
 
 def predict(scene: Scene, width: int, height: int) -> list[Prediction]:
-    """Predicted times of a scene's images, one image after the other, for each of `CHIPS`."""
+    """Predicted times of a scene's images, one image after another, for each of `CHIPS`."""
     images = len(scene.viewmats)
     num, channels = scene.colors.shape[-2:]
     lists = count_lists(scene, width, height)
@@ -201,14 +174,14 @@ def count_kernels(
             MATRIX_OPS * matrices,
         )
 
-    blocks = np.prod(binning.grid(width, height, BLOCK_PIXELS))
+    blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
     both_lists = [
         make_lists(lists.image, lists.blocks, blocks),
         make_lists(lists.blocks, lists.tiles, 32),
     ]
 
     pairs = lists.tiles * CHUNK * PIXELS
-    sums = 3 * CHUNK  # A running sum: three thirds by a triangle.
+    sums = 3 * CHUNK  # A running sum: three bfloat16 parts by a triangle.
     forward = Work(
         chunk_bytes * lists.tiles + 4 * pixels * (features + 2),
         2 * pairs * (24 + sums + 9 * features),
@@ -242,7 +215,7 @@ def compile_ahead(
     """Compile rendering `images` images of `num` Gaussians each for a TPU that isn't here.
 
     Args:
-      chip: one of `CHIPS`.
+      chip: one of `hardware.CHIPS`.
       images: on each device.
       devices: with more than one, images are mapped over a mesh of them by `jax.shard_map`.
       gradient: compile the gradient of a loss in every input, forward pass included.

@@ -117,7 +117,7 @@ def _backward(
         d_alpha = jnp.zeros_like(d_alpha)
     return Splats(
         means=d_geometry[..., 0:2],
-        whitening=d_geometry[..., 2:5],
+        cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
         depths=d_geometry[..., 6],
         features=jnp.concatenate(d_chunks, -1)[..., : splats.features.shape[-1]],
@@ -127,7 +127,7 @@ def _backward(
 def _pack(splats: Splats) -> Float[Array, "images N 8"]:
     """What a kernel loads of a splat at once: 32 bytes."""
     opacities, depths = splats.opacities[..., None], splats.depths[..., None]
-    fields = [splats.means, splats.whitening, opacities, depths, jnp.zeros_like(depths)]
+    fields = [splats.means, splats.cholesky, opacities, depths, jnp.zeros_like(depths)]
     return jnp.concatenate(fields, -1)
 
 

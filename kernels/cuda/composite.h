@@ -359,8 +359,8 @@ struct BackwardTile {
     const float uy = s.u * y - s.p * xy - s.q * yy;
     const float v = s.v * one - s.r * y;
     const float vy = s.v * y - s.r * yy;
-    // The kernels' p, q, r are kWhiteningScale times those of the input.
-    constexpr float inverse = 1.0f / kWhiteningScale;
+    // The kernels' p, q, r are kCholeskyScale times those of the input.
+    constexpr float inverse = 1.0f / kCholeskyScale;
     sums[0] = -inverse * inverse * (s.p * u);
     sums[1] = -inverse * inverse * (s.q * u + s.r * v);
     sums[2] = -inverse * (s.x * u - ux);

@@ -31,7 +31,7 @@ constexpr int kTile = 8;  // pixels on a tile's side: a warp's 32 lanes hold two
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMaxAlpha = 0.99f;
 constexpr float kMinTransmittance = 1e-4f;
-constexpr float kWhiteningScale = 0.8493218002880191f;  // sqrt(log2(e) / 2)
+constexpr float kCholeskyScale = 0.8493218002880191f;  // sqrt(log2(e) / 2)
 
 SPLAT_HD float Exp2(float x) {
 #ifdef __CUDA_ARCH__
@@ -126,7 +126,7 @@ struct Splat {
 
 SPLAT_HD Splat Prepare(const Projected& g, float tile_x, float tile_y) {
   const float x = g.x - tile_x, y = g.y - tile_y;
-  const float p = kWhiteningScale * g.p, q = kWhiteningScale * g.q, r = kWhiteningScale * g.r;
+  const float p = kCholeskyScale * g.p, q = kCholeskyScale * g.q, r = kCholeskyScale * g.r;
   return {x, y, p, q, r, fmaf(p, x, q * y), r * y, log2f(g.opacity)};
 }
 

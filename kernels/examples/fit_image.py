@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from kernels import Render, rasterize
-from kernels.ply import Gaussians, write_ply
+from kernels.ply import GaussianCloud, write_ply
 from kernels.writable import make_writable
 
 DEPTH = 2.0
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         fitted = np.asarray(render(parameters, *target.shape[:2]).color)
         picture, ply = (out / (args.picture.stem + end) for end in ("_fit.png", "_fit.ply"))
         save_picture(picture, np.concatenate([target, fitted], axis=1))
-        write_ply(ply, Gaussians(*map(np.asarray, gaussians_of(parameters))))
+        write_ply(ply, GaussianCloud(*map(np.asarray, gaussians_of(parameters))))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -166,9 +166,9 @@ def start(num: int, height: int, width: int) -> Parameters:
     return {name: jnp.asarray(a, jnp.float32) for name, a in parameters.items()}
 
 
-def gaussians_of(parameters: Parameters) -> Gaussians:
+def gaussians_of(parameters: Parameters) -> GaussianCloud:
     """Gaussians in camera space: x from 0 to the image's width of 1, at distance `DEPTH`."""
-    return Gaussians(
+    return GaussianCloud(
         means=parameters["means"] + jnp.array([0.0, 0.0, DEPTH]),
         quats=parameters["quats"],
         scales=jnp.exp(parameters["scales"]),

@@ -71,7 +71,7 @@ def chunk_rows(splats: Splats, order: Int[Array, "N"]) -> Float[Array, "chunks R
     Rows: x, y, p, q, r, opacity, two zeros, the features, a one (whose blend is the alpha), zeros.
     """
     num, features = splats.features.shape
-    fields = [splats.means, splats.whitening, splats.opacities[:, None]]
+    fields = [splats.means, splats.cholesky, splats.opacities[:, None]]
     width = GEOMETRY + -(-(features + 1) // 8) * 8
     table = jnp.concatenate(
         [
@@ -92,7 +92,7 @@ def unpack_rows(rows: Float[Array, "chunks R 128"], features: int) -> Splats:
     table = rearrange(rows, "chunk row lane -> row (chunk lane)")
     return Splats(
         means=table[0:2].T,
-        whitening=table[2:5].T,
+        cholesky=table[2:5].T,
         opacities=table[5],
         depths=jnp.zeros_like(table[5]),
         features=table[GEOMETRY : GEOMETRY + features].T,

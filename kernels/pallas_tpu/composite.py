@@ -10,9 +10,10 @@ front to back in *chunks* of 128 (see `lists`), and a chunk is matrix work for t
   six coefficients are d_power [128, 256] x the same pixel basis.
 
 The MXU multiplies in bfloat16 and adds in float32. A float32 is the sum of three bfloat16s
-(`thirds`), and products whose other side is exact in bfloat16 (the pixel basis, multiples of 1/4 up
-to 64; a triangle of ones) cost one pass over the thirds, stacked along the contracted axis where
-there is room. So everything is as accurate as float32 arithmetic, at one to three passes, not six.
+(`split_bfloat16`), and products whose other side is exact in bfloat16 (the pixel basis, multiples
+of 1/4 up to 64; a triangle of ones) cost one pass over the three, stacked along the contracted axis
+where there is room. So everything is as accurate as float32 arithmetic, at one to three passes,
+not six.
 
 The backward pass walks the chunks back to front. It starts from the log transmittance at which the
 forward pass ended and adds what each chunk took away: nothing is divided by a small transmittance.
@@ -51,7 +52,7 @@ _LOG_MIN_TRANSMITTANCE = math.log(MIN_TRANSMITTANCE)
 _NEVER = 1e9
 
 
-def thirds(x: Array) -> list[Array]:
+def split_bfloat16(x: Array) -> list[Array]:
     """Three bfloat16s whose sum is the float32."""
     high = x.astype(jnp.bfloat16)
     rest = x - high.astype(jnp.float32)
@@ -59,9 +60,9 @@ def thirds(x: Array) -> list[Array]:
     return [high, middle, (rest - middle.astype(jnp.float32)).astype(jnp.bfloat16)]
 
 
-def stacked_thirds(x: Float[Array, "R n"]) -> Array:
-    """The `thirds` of a few rows, one below the other: [3 R, n] bfloat16."""
-    return _stack(thirds(x))
+def stack_bfloat16(x: Float[Array, "R n"]) -> Array:
+    """A few rows split in three bfloat16, one part below the other: [3 R, n]."""
+    return _stack(split_bfloat16(x))
 
 
 def _stack(parts: list[Array]) -> Array:
@@ -70,7 +71,7 @@ def _stack(parts: list[Array]) -> Array:
     return jnp.concatenate(parts, axis=0).astype(jnp.bfloat16)
 
 
-def sum_of_thirds(x: Float[Array, "3R n"]) -> Float[Array, "R n"]:
+def sum_parts(x: Float[Array, "3R n"]) -> Float[Array, "R n"]:
     """Sum of three stacked results, smallest first."""
     rows = x.shape[0] // 3
     return (x[2 * rows :] + x[rows : 2 * rows]) + x[:rows]
@@ -97,8 +98,8 @@ def _pixel_basis() -> Float[Array, "8 pixels"]:
 
 
 def _triangle(inclusive: bool, upper: bool) -> Array:
-    """[128, 3 * 128]: three triangles of ones side by side, to sum `thirds` over earlier (lower)
-    or later (upper) splats."""
+    """[128, 3 * 128]: three triangles of ones side by side, to sum what is split in three
+    bfloat16 over earlier (lower) or later (upper) splats."""
     shape = (CHUNK, 3 * CHUNK)
     row, column = _iota(shape, 0), _iota(shape, 1) & (CHUNK - 1)
     ahead = row - column if not upper else column - row
@@ -106,7 +107,7 @@ def _triangle(inclusive: bool, upper: bool) -> Array:
 
 
 def _running_sum(triangle: Array, x: Float[Array, "128 pixels"]) -> Array:
-    return dot(triangle, jnp.concatenate(thirds(x), axis=0), (1, 0))
+    return dot(triangle, jnp.concatenate(split_bfloat16(x), axis=0), (1, 0))
 
 
 def _centre(block: Array, tile: Array, blocks_across: int) -> tuple[Array, Array]:
@@ -143,7 +144,7 @@ def _alphas(splats: Float[Array, "R 128"], centre: tuple[Array, Array], basis3: 
         ],
         axis=0,
     )
-    peak = jnp.exp(dot(stacked_thirds(coefficients), basis3, (0, 0)))
+    peak = jnp.exp(dot(stack_bfloat16(coefficients), basis3, (0, 0)))
     alpha = jnp.minimum(peak, MAX_ALPHA)
     return peak, jnp.where(peak >= MIN_ALPHA, alpha, 0.0)
 
@@ -178,9 +179,9 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
                 after = log_t + _running_sum(earlier, loss)
                 alive = after > _LOG_MIN_TRANSMITTANCE
                 weight = jnp.where(alive, jnp.exp(after - loss) * alpha, 0.0)
-                feature3 = stacked_thirds(rows[GEOMETRY:])
+                feature3 = stack_bfloat16(rows[GEOMETRY:])
                 total += sum(
-                    sum_of_thirds(dot(feature3, part, (1, 0))) for part in thirds(weight)[::-1]
+                    sum_parts(dot(feature3, part, (1, 0))) for part in split_bfloat16(weight)[::-1]
                 )
                 lowest = jnp.min(jnp.where(alive, after, 0.0), axis=0, keepdims=True)
                 ended = jnp.where(
@@ -238,9 +239,9 @@ def _backward_kernel(
         start, stop_chunk = starts[block * TILES + tile], starts[block * TILES + tile + 1]
         log_t_end, stop = state[tile, 0:1], state[tile, 1:2]
         d_out = cotangent[tile]
-        d_out3 = stacked_thirds(d_out)
+        d_out3 = stack_bfloat16(d_out)
         last = jnp.max(stop)
-        g_high, g_middle, g_low = thirds(d_out)
+        g_high, g_middle, g_low = split_bfloat16(d_out)
         d_out6 = _stack([g_high, g_middle, g_high, g_middle, g_low, g_high])
 
         def chunk_backward(chunks_done, carry):
@@ -262,9 +263,9 @@ def _backward_kernel(
                 before = jnp.exp(log_t_start + (taken - loss))
                 weight = before * alpha
 
-                # d L / d weight [128, 256] = features^T x d_out: the six products of thirds that
+                # d L / d weight [128, 256] = features^T x d_out: the six products of parts that
                 # matter, in one.
-                high, middle, low = thirds(rows[GEOMETRY:])
+                high, middle, low = split_bfloat16(rows[GEOMETRY:])
                 value = dot(_stack([high, high, middle, middle, high, low]), d_out6, (0, 0))
                 shaded = weight * value
                 after = behind + _running_sum(later, shaded)
@@ -273,9 +274,11 @@ def _backward_kernel(
                 d_power = jnp.where(smooth, d_alpha * alpha, 0.0)
 
                 d_features = sum(
-                    sum_of_thirds(dot(d_out3, part, (1, 1))) for part in thirds(weight)[::-1]
+                    sum_parts(dot(d_out3, part, (1, 1))) for part in split_bfloat16(weight)[::-1]
                 )
-                d_coefficients = sum(dot(basis, part, (1, 1)) for part in thirds(d_power)[::-1])
+                d_coefficients = sum(
+                    dot(basis, part, (1, 1)) for part in split_bfloat16(d_power)[::-1]
+                )
                 d_splats = _coefficients_backward(rows, centre, d_coefficients)
                 results[slot] = jnp.concatenate([d_splats, d_features], axis=0)
                 return log_t_start, after[0:1] + shaded[0:1]

@@ -7,9 +7,9 @@ tiles.
 
 Lists are kept in *chunks* of 128 splats, [rows, 128] each. To append the members of a chunk to a
 child's list is to multiply the chunk by a 0-1 matrix with a column for every place in the child's
-open chunk: [rows, 128] x [128, 128] on the MXU, exact in float32 by thirds (see `composite`).
-Where everybody goes is integer arithmetic in XLA beforehand (`plan`), from a bit for every splat
-and child.
+open chunk: [rows, 128] x [128, 128] on the MXU, exact in float32, as the splats are split
+in three bfloat16 (see `composite`). Where everybody goes is integer arithmetic in XLA beforehand
+(`plan`), from a bit for every splat and child.
 
 `merge` is the transpose of `split`: it adds the children's gradients up in the order of the
 parent, by the same 0-1 matrices. There are no atomics: the sums' bits are the same every time.
@@ -34,8 +34,8 @@ from kernels.pallas_tpu.composite import (
     TILE,
     TILES,
     dot,
-    stacked_thirds,
-    sum_of_thirds,
+    stack_bfloat16,
+    sum_parts,
 )
 from kernels.projection import MIN_ALPHA
 from kernels.varying import shape_like
@@ -234,7 +234,7 @@ def _split_kernel(
         growing[...] = jnp.zeros_like(growing)
 
     _rank_members(members, ranks)
-    splats3 = stacked_thirds(rows[0])
+    splats3 = stack_bfloat16(rows[0])
 
     def place_group(group, _):
         family = [group * GROUP + i for i in range(GROUP)]
@@ -243,7 +243,7 @@ def _split_kernel(
         def _():
             targets = [_targets(child, places, ranks) for child in family]
             matrix = jnp.concatenate([_one_hot(target) for target in targets], axis=0)
-            placed = sum_of_thirds(dot(splats3, matrix.astype(jnp.bfloat16), (1, 1)))
+            placed = sum_parts(dot(splats3, matrix.astype(jnp.bfloat16), (1, 1)))
             for i, child in enumerate(family):
                 growing[child] += placed[:, i * CHUNK : (i + 1) * CHUNK]
             for target, child in zip(targets, family, strict=True):
@@ -252,7 +252,7 @@ def _split_kernel(
                 def _(target=target, child=child):
                     close(child, places[0, 0, child] >> 7)
                     matrix = _one_hot(target - CHUNK).astype(jnp.bfloat16)
-                    growing[child] = sum_of_thirds(dot(splats3, matrix, (1, 1)))
+                    growing[child] = sum_parts(dot(splats3, matrix, (1, 1)))
 
         return 0
 
@@ -336,7 +336,7 @@ def _merge_kernel(
         @pl.when(target < room)
         def _():
             fetch(child, target).wait()
-            current[child] = stacked_thirds(coming[child])
+            current[child] = stack_bfloat16(coming[child])
             pl.when(target + 1 < end_of(child))(lambda: fetch(child, target + 1).start())
 
         @pl.when(target >= room)
@@ -369,7 +369,7 @@ def _merge_kernel(
             targets = [_targets(child, places, ranks) for child in family]
             matrix = jnp.concatenate([_one_hot(target) for target in targets], axis=0)
             rows = jnp.concatenate([current[child] for child in family], axis=1)
-            out[0] += sum_of_thirds(dot(rows, matrix.astype(jnp.bfloat16), (1, 0)))
+            out[0] += sum_parts(dot(rows, matrix.astype(jnp.bfloat16), (1, 0)))
             for target, child in zip(targets, family, strict=True):
                 place, count = places[0, 0, child], counts[0, 0, child]
 
@@ -377,7 +377,7 @@ def _merge_kernel(
                 def _(target=target, child=child, place=place):
                     enter(child, (place >> 7) + 1)
                     matrix = _one_hot(target - CHUNK).astype(jnp.bfloat16)
-                    out[0] += sum_of_thirds(dot(current[child], matrix, (1, 0)))
+                    out[0] += sum_parts(dot(current[child], matrix, (1, 0)))
 
         return 0
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny_captures import TinyCaptures, frame
 
+from data_pipelines.errors import UserError
 from data_pipelines.mixture import make_iterator
 from data_pipelines.record import (
     FIELDS,
@@ -254,10 +255,10 @@ def test_skip_replaces_counts_and_names_bad_records(root, rng, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         iterator = make_iterator(config(root), seed=0, global_batch=12)
         batches = [next(iterator) for _ in range(8)]
-    used = {(e[0], r) for batch in batches for e in batch["example"].tolist() for r in e[1:]}
+    used = {(e[0], r) for batch in batches for e in batch.example.tolist() for r in e[1:]}
     assert not used & bad
     assert len(used) > 20
-    assert sum(batch["bad_records"].sum() for batch in batches) > 10
+    assert sum(batch.bad_records.sum() for batch in batches) > 10
     for shard, place in names:
         assert re.search(f"skipped record {place} of .*{shard}", caplog.text)
     halves = [
@@ -265,25 +266,25 @@ def test_skip_replaces_counts_and_names_bad_records(root, rng, caplog):
     ]
     for batch in batches:
         parts = [next(half) for half in halves]
-        for name, value in batch.items():
-            np.testing.assert_array_equal(value, np.concatenate([part[name] for part in parts]))
+        for field, halves_field in zip(batch, zip(*parts, strict=True), strict=True):
+            np.testing.assert_array_equal(field, np.concatenate(halves_field))
 
 
 def test_bad_records_do_not_change_other_examples(root, rng):
     clean = next(make_iterator(config(root), seed=0, global_batch=36))
     damage(root / "mono", 8, rng)
     damaged = next(make_iterator(config(root), seed=0, global_batch=36))
-    met = damaged["bad_records"] > 0
+    met = damaged.bad_records > 0
     assert 0 < met.sum() < 36
-    for name in clean:
-        np.testing.assert_array_equal(clean[name][~met], damaged[name][~met])
-    np.testing.assert_array_equal(clean["background"], damaged["background"])
+    for field, other in zip(clean, damaged, strict=True):
+        np.testing.assert_array_equal(field[~met], other[~met])
+    np.testing.assert_array_equal(clean.background, damaged.background)
 
 
 def test_too_many_bad_records_stop_the_run(root, rng):
     damage(root / "mono", 8, rng)
     iterator = make_iterator(config(root, max_bad_fraction=0.003), seed=0, global_batch=36)
-    with pytest.raises(ValueError, match="records read are bad, more than"):
+    with pytest.raises(UserError, match="records read are bad, more than"):
         collections.deque(iterator, maxlen=0)
 
 

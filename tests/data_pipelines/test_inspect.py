@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines import inspect
 from data_pipelines.cameras import orbit
+from data_pipelines.errors import GIVE_UP
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW
 from data_pipelines.head_mesh import template_mesh
 from data_pipelines.shard_writer import write_shards
@@ -142,7 +143,7 @@ def test_cameras_that_do_not_see_the_head_are_warned_of(tmp_path, capsys, monkey
 
 @pytest.mark.parametrize("folder", ["", "missing"])
 def test_a_folder_without_prepared_data_gives_one_sentence(tmp_path, folder, capsys):
-    assert inspect.main([str(tmp_path / folder)]) == 1
+    assert inspect.main([str(tmp_path / folder)]) == GIVE_UP
     error = capsys.readouterr().err.strip()
     assert error.startswith(f"error: {tmp_path}")
     assert "\n" not in error

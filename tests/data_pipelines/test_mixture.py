@@ -17,6 +17,8 @@ from grain import checkpoint as grain_checkpoint
 from ml_collections import ConfigDict
 from tiny_captures import TinyCaptures
 
+from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
 from data_pipelines.mixture import Proportions, make_iterator
 from data_pipelines.shard_writer import write_shards
 
@@ -52,21 +54,20 @@ def config(root: Path, **changes) -> ConfigDict:
     )
 
 
-def take(iterator, steps: int) -> list[dict[str, np.ndarray]]:
+def take(iterator, steps: int) -> list[Batch]:
     return [next(iterator) for _ in range(steps)]
 
 
 def assert_same(batches, others):
     for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+        for name, field, same in zip(batch._fields, batch, other, strict=True):
+            np.testing.assert_array_equal(field, same, err_msg=name)
 
 
 def test_batch_has_the_agreed_arrays(root):
     batch = next(make_iterator(config(root), seed=0, global_batch=8))
     B, T, H = 8, 3, 16
-    assert {name: (value.shape, str(value.dtype)) for name, value in batch.items()} == {
+    assert {name: (value.shape, str(value.dtype)) for name, value in batch._asdict().items()} == {
         "input_image": ((B, H, H, 3), "uint8"),
         "input_mask": ((B, H, H), "uint8"),
         "input_cam2head": ((B, 4, 4), "float32"),
@@ -77,30 +78,31 @@ def test_batch_has_the_agreed_arrays(root):
         "target_K": ((B, T, 3, 3), "float32"),
         "target_expression": ((B, T, 135), "float32"),
         "background": ((B, 3), "float32"),
-        "jitter": ((B, 5), "float32"),
+        "jitter": ((B, 4), "float32"),
+        "jittered": ((B,), "bool"),
         "source": ((B,), "int32"),
         "example": ((B, 2 + T), "int32"),
         "bad_records": ((B,), "int32"),
     }
-    assert batch["source"].tolist() == batch["example"][:, 0].tolist()  # mono is 0, multi is 1
+    assert batch.source.tolist() == batch.example[:, 0].tolist()  # mono is 0, multi is 1
 
 
 def test_jitter_is_drawn_in_range_and_for_multi_view_captures_only(root):
     batches = take(make_iterator(config(root, targets=1), seed=0, global_batch=40), 4)
-    jitter = np.concatenate([b["jitter"] for b in batches])
-    source = np.concatenate([b["source"] for b in batches])
-    assert (jitter[:, :4] >= [0.6, 0.6, 0.5, -0.1]).all()
-    assert (jitter[:, :4] <= [1.5, 2.5, 2.5, 0.1]).all()
-    assert not jitter[source == 0, 4].any()
-    assert jitter[source == 1, 4].mean() == pytest.approx(0.8, abs=0.1)
+    jitter, jittered, source = (
+        np.concatenate([getattr(b, name) for b in batches])
+        for name in ("jitter", "jittered", "source")
+    )
+    assert (jitter >= [0.6, 0.6, 0.5, -0.1]).all()
+    assert (jitter <= [1.5, 2.5, 2.5, 0.1]).all()
+    assert not jittered[source == 0].any()
+    assert jittered[source == 1].mean() == pytest.approx(0.8, abs=0.1)
 
 
 def test_seed_decides_the_stream(root):
     stream = [take(make_iterator(config(root), seed=s, global_batch=4), 3) for s in (1, 1, 2)]
     assert_same(stream[0], stream[1])
-    assert any(
-        (a["example"] != b["example"]).any() for a, b in zip(stream[0], stream[2], strict=True)
-    )
+    assert any((a.example != b.example).any() for a, b in zip(stream[0], stream[2], strict=True))
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -111,7 +113,7 @@ def test_hosts_read_disjoint_parts_whose_union_is_the_single_stream(root, hosts)
         for h in range(hosts)
     ]
     joined = [
-        {name: np.concatenate([part[step][name] for part in parts]) for name in single[step]}
+        Batch(*map(np.concatenate, zip(*(part[step] for part in parts), strict=True)))
         for step in range(6)
     ]
     assert_same(single, joined)
@@ -124,7 +126,7 @@ from ml_collections import ConfigDict
 from data_pipelines.mixture import make_iterator
 config = ConfigDict(json.loads(sys.argv[1]))
 part = make_iterator(config, 3, 8, process_index=int(sys.argv[2]), process_count=2)
-print(json.dumps([next(part)["example"].tolist() for _ in range(6)]))
+print(json.dumps([next(part).example.tolist() for _ in range(6)]))
 """
     processes = [
         subprocess.Popen(
@@ -135,7 +137,7 @@ print(json.dumps([next(part)["example"].tolist() for _ in range(6)]))
         for i in range(2)
     ]
     halves = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
-    single = [b["example"].tolist() for b in take(make_iterator(config(root), 3, 8), 6)]
+    single = [b.example.tolist() for b in take(make_iterator(config(root), 3, 8), 6)]
     assert [a + b for a, b in zip(*halves, strict=True)] == single
 
 
@@ -173,7 +175,7 @@ def train_and_log(data: dict, log: Path) -> None:
     batches.set_state({"step": len(lines)})
     with log.open("a", buffering=1) as f:
         while True:
-            f.write(json.dumps(next(batches)["example"].tolist()) + "\n")
+            f.write(json.dumps(next(batches).example.tolist()) + "\n")
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_twenty_killed_runs_give_the_ids_of_one_never_killed(root, tmp_path):
     found = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
     assert len(found) >= 20
     batches = make_iterator(config(root), seed=6, global_batch=4)
-    assert found == [next(batches)["example"].tolist() for _ in found]
+    assert found == [next(batches).example.tolist() for _ in found]
 
 
 def test_workers_outlive_signals_to_the_job_but_not_their_run(root):
@@ -206,7 +208,7 @@ from data_pipelines.mixture import make_iterator
 if __name__ == "__main__":
     batches = make_iterator(ConfigDict(json.loads(sys.argv[1])), seed=0, global_batch=4, workers=1)
     for line in sys.stdin:
-        print(next(batches)["example"][0, 0], multiprocessing.active_children()[0].pid, flush=True)
+        print(next(batches).example[0, 0], multiprocessing.active_children()[0].pid, flush=True)
 """
     run = subprocess.Popen(
         [sys.executable, "-c", program, config(root).to_json()],
@@ -252,7 +254,7 @@ def test_state_goes_through_an_orbax_checkpoint(root, tmp_path):
 
 def test_every_frame_is_an_input_once_an_epoch(root):
     iterator = make_iterator(config(root, mixture={"mono": 1.0}), seed=8, global_batch=42)
-    epochs = [next(iterator)["example"][:, 1].tolist() for _ in range(2)]
+    epochs = [next(iterator).example[:, 1].tolist() for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(42))
     assert epochs[0] != epochs[1]
 
@@ -261,8 +263,8 @@ def test_mixing_does_not_change_a_data_sets_own_stream(root):
     alone = make_iterator(config(root, mixture={"multi": 1.0}), seed=9, global_batch=12)
     mixed = make_iterator(config(root), seed=9, global_batch=16)
     own, together = next(alone), next(mixed)
-    multi = together["example"][:, 0] == 1
-    np.testing.assert_array_equal(own["example"][:, 1:], together["example"][multi, 1:])
+    multi = together.example[:, 0] == 1
+    np.testing.assert_array_equal(own.example[:, 1:], together.example[multi, 1:])
 
 
 def test_proportions_are_exact_and_even_all_along():
@@ -297,10 +299,10 @@ def test_proportions_of_decimal_weights_do_not_round():
     ],
 )
 def test_mistakes_in_the_config_are_named(root, changes, sentence):
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+    with pytest.raises(UserError, match=sentence):
         make_iterator(config(root, **changes), seed=0, global_batch=4)
 
 
 def test_batch_must_divide_among_processes(root):
-    with pytest.raises(ValueError, match="batch of 5 does not divide among 2"):
+    with pytest.raises(UserError, match="batch of 5 does not divide among 2"):
         make_iterator(config(root), seed=0, global_batch=5, process_count=2)

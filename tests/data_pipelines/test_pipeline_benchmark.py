@@ -6,6 +6,7 @@ import pytest
 from tiny_captures import TinyCaptures
 
 from data_pipelines.benchmark import main
+from data_pipelines.errors import GIVE_UP
 from data_pipelines.shard_writer import write_shards
 
 
@@ -45,10 +46,10 @@ def test_takes_a_single_set(root, capsys):
     ("option", "value", "least"), [("workers", -1, 0), ("batch", 0, 1), ("size", 0, 1)]
 )
 def test_numbers_out_of_range_are_named(root, capsys, option, value, least):
-    assert main([str(root), f"--{option}={value}"]) == 1
+    assert main([str(root), f"--{option}={value}"]) == GIVE_UP
     assert f"error: --{option} is {value}; expected {least} or more" in capsys.readouterr().err
 
 
 def test_folder_without_data_is_named(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == GIVE_UP
     assert f"error: {tmp_path} holds no finished data set" in capsys.readouterr().err

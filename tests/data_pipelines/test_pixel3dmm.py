@@ -1,13 +1,16 @@
 """Tracked pictures, clips and performances, as the published FLEX-1 expects them."""
 
+import os
+
 import look_alikes
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import cameras, pixel3dmm
+from data_pipelines import cameras, media, pixel3dmm
+from data_pipelines.crop import WidenedCrop
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.frame import expression_part
-from data_pipelines.pixel3dmm import WidenedCrop
 
 # Where the tracker's crop, (ymin, ymax, xmin, xmax), lies in a photo 300 wide and 400 high.
 CROPS = {
@@ -240,7 +243,7 @@ def test_of_two_trackings_none_is_taken_unasked(clip):
     root, photos = clip
     look_alikes.write_image(root / "inputs/clip.png", photos[0])
     (root / STOCK / "checkpoint").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"tracking/clip and .*clip_nV1.* move away all but") as e:
+    with pytest.raises(UserError, match=r"tracking/clip and .*clip_nV1.* move away all but") as e:
         pixel3dmm.read_portrait(root, "clip")
     assert "\n" not in str(e.value)
 
@@ -285,37 +288,67 @@ def save_crop(*crop):
     return lambda root: np.save(root / path, np.array(crop))
 
 
+HUGE_CROPS = [(-(10**9), 10**9, 0, 100), (0, 100, -(2**62), 2**62)]
+
+
+def declare(dtype, shape):
+    """A crop's file whose header says that it holds something else."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117)
+    content = b"\x93NUMPY\x01\x00" + bytes([118, 0]) + header.encode() + b"\n" + bytes(32)
+    return write("processing/clip/crop_ymin_ymax_xmin_xmax.npy", content)
+
+
+def segment(picture):
+    path = "processing/clip/seg_og/00000.png"
+    return lambda root: look_alikes.write_image(root / path, picture)
+
+
 def set_field(group, name, value):
     return change_frame(lambda content: content[group].__setitem__(name, value))
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "sentence"),
+    ("damage", "sentence"),
     [
-        (remove("inputs/*"), FileNotFoundError, "no inputs/clip"),
-        (remove("tracking/*/*/*"), FileNotFoundError, r"no \.frame files"),
-        (remove("processing/*/crop*"), FileNotFoundError, "clip has no crop"),
-        (remove("processing/*/seg_og/*"), FileNotFoundError, r"seg_og/00000\.png: no such file"),
-        (write("inputs/clip.png", b"\x89PNG"), ValueError, r"clip\.png: does not decode"),
-        (write("tracking/clip/checkpoint/00000.frame", b"PK"), ValueError, "not a whole file"),
-        (save_crop(20, 120, 30), ValueError, "expected four whole numbers"),
-        (save_crop(20, 10, 30, 40), ValueError, r"the crop \[20, 10, 30, 40\] .* is empty"),
-        (save_crop(620, 720, 30, 130), ValueError, "outside the photo of 160x140"),
-        (set_field("flame", "exp", np.zeros((1, 50), np.float32)), ValueError, r"flame/exp has"),
-        (set_field("flame", "jaw", None), ValueError, "no field flame/jaw"),
+        (remove("inputs/*"), "no inputs/clip"),
+        (remove("tracking/*/*/*"), r"no \.frame files"),
+        (remove("processing/*/crop*"), "clip has no crop"),
+        (remove("processing/*/seg_og/*"), r"seg_og/00000\.png: no such file"),
+        (write("inputs/clip.png", b"\x89PNG"), r"clip\.png: does not decode"),
+        (write("tracking/clip/checkpoint/00000.frame", b"PK"), "not a whole file"),
+        (save_crop(20, 120, 30), "expected four whole numbers"),
+        (save_crop(20, 10, 30, 40), r"the crop \[20, 10, 30, 40\] .* is empty"),
+        (save_crop(620, 720, 30, 130), "outside the photo of 160x140"),
+        (set_field("flame", "exp", np.zeros((1, 50), np.float32)), r"flame/exp has"),
+        (set_field("flame", "jaw", None), "no field flame/jaw"),
         (
             set_field("camera", "t_base_0", np.full((1, 3), np.nan, np.float32)),
-            ValueError,
             "camera/t_base_0 holds values that are not finite",
         ),
-        (change_frame(lambda c: c.pop("camera")), ValueError, "no field camera/R_base_0"),
+        (change_frame(lambda c: c.pop("camera")), "no field camera/fl"),
+        *((save_crop(*crop), "is in no photo") for crop in HUGE_CROPS),
+        (save_crop(-15_000, 15_000, -15_000, 15_000), "is over 3 times the photo of 160x140"),
+        (declare("<i8", "(1099511627776,)"), "declares 8796093022208 bytes of int64 and holds 32"),
+        (declare("|O", "(4,)"), "holds Python objects"),
+        (set_field("flame", "R", np.zeros((1, 6), np.float32)), "flame/R is no rotation"),
+        (set_field("flame", "neck", np.zeros((1, 6), np.float32)), "flame/neck is no rotation"),
+        (set_field("flame", "R", np.ones((1, 6), np.float32)), "flame/R is no rotation"),
+        (set_field("camera", "R_base_0", np.zeros((1, 3, 3), np.float32)), "R_base_0 is no rot"),
+        (set_field("camera", "fl", np.array([[0.0]])), "a focal length is 0.2 to 100"),
+        (set_field("camera", "fl", np.array([[-2.5]])), "a focal length is 0.2 to 100"),
+        (set_field("camera", "t_base_0", np.full((1, 3), 1e30)), r"t_base_0 reaches 1e\+30"),
+        (set_field("flame", "exp", np.full((1, 100), 1e30)), r"flame/exp reaches 1e\+30"),
+        (change_frame(lambda c: c["joint_transforms"].fill(0)), "joint_transforms is no rotation"),
+        (segment(np.zeros((512, 512), np.uint8)), "no pixel is foreground"),
+        (segment(np.full((512, 512), 255, np.uint8)), "no pixel is foreground"),
+        (segment(look_alikes.photo(512, 512)), "a picture in colour"),
     ],
 )
-def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, error, sentence):
+def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, sentence):
     root, photos = clip
     look_alikes.write_image(root / "inputs/clip.png", photos[0])
     damage(root)
-    with pytest.raises(error, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         pixel3dmm.read_portrait(root, "clip")
     assert "\n" not in str(caught.value)
 
@@ -323,23 +356,104 @@ def test_what_is_missing_or_damaged_is_named_in_one_sentence(clip, damage, error
 def test_a_portrait_without_tracking(tmp_path):
     look_alikes.write_image(tmp_path / "inputs/me.jpg", look_alikes.photo(64, 64))
     assert list(pixel3dmm.list_inputs(tmp_path)) == ["me"]
-    with pytest.raises(FileNotFoundError, match="me has no tracking, expected tracking/me/checkp"):
+    with pytest.raises(MissingFileError, match="me has no tracking, expected tracking/me/checkp"):
         pixel3dmm.read_portrait(tmp_path, "me")
 
 
 def test_a_video_that_is_not_the_tracked_one(clip):
     root, photos = clip
     look_alikes.write_video(root / "inputs/clip.mp4", photos[:3])
-    with pytest.raises(ValueError, match="tracked up to frame 4, but its input ends before"):
+    with pytest.raises(UserError, match="tracked up to frame 4, but its input ends before"):
         list(pixel3dmm.read_clip(root, "clip"))
 
 
 def test_a_video_that_does_not_decode(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
-    with pytest.raises(ValueError, match="does not decode as a video"):
-        list(pixel3dmm.read_video(tmp_path / "clip.mp4"))
+    with pytest.raises(UserError, match="does not decode as a video"):
+        list(media.read_video(tmp_path / "clip.mp4"))
 
 
 def test_a_folder_without_performance(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no \.frame files"):
+    with pytest.raises(MissingFileError, match=r"no \.frame files"):
         pixel3dmm.read_driving(tmp_path)
+
+
+def test_a_gap_in_a_performance_is_named_and_other_files_are_not_played(tmp_path):
+    for name in ("00003", "00004", "best", "00004 copy"):
+        look_alikes.write_frame(tmp_path / f"{name}.frame")
+    assert len(pixel3dmm.read_driving(tmp_path).expression) == 2
+    look_alikes.write_frame(tmp_path / "00008.frame")
+    with pytest.raises(UserError, match=r"00005\.frame is missing between others, 3 in all"):
+        pixel3dmm.read_driving(tmp_path)
+
+
+def test_hair_goes_on_over_the_margin_of_real_portraits(shared_dir):
+    """The parser leaves the outermost rows and columns empty: those must not be extended."""
+    for name in pixel3dmm.list_inputs(shared_dir / "real"):
+        clip = pixel3dmm.TrackedClip(shared_dir / "real", name)
+        mask = pixel3dmm.read_portrait(shared_dir / "real", name).mask > 127
+        crop = WidenedCrop.of(clip.crop, 1536)
+        side = crop.ymax - crop.ymin
+        top, left = (round(512 * m / (1.2 * side)) for m in (crop.top, crop.left))
+        inside = (clip.mask(0) > 0)[3:-3, 3:-3]
+        assert inside[0].mean() > 0.5  # hair reaches the crop's upper edge
+        columns = mask[:, left:-left]
+        assert columns[: top - 1].mean() == pytest.approx(inside[0].mean(), abs=0.03)
+        rows = mask[top : round(top + 512 / 1.2)]
+        assert rows[:, : left - 1].mean() == pytest.approx(inside[:, 0].mean(), abs=0.03)
+
+
+def test_classes_beyond_the_parsers_are_not_the_person(clip):
+    root, photos = clip
+    look_alikes.write_image(root / "inputs/clip.png", photos[0])
+    path = root / "processing/clip/seg_og/00000.png"
+    segmentation = np.asarray(Image.open(path)).copy()
+    before = pixel3dmm.read_portrait(root, "clip").mask
+    segmentation[segmentation == 0] = 255
+    look_alikes.write_image(path, segmentation)
+    np.testing.assert_array_equal(pixel3dmm.read_portrait(root, "clip").mask, before)
+
+
+@pytest.mark.parametrize("name", ["Title [id]", "what?", "a*b", "[", "half)("])
+def test_names_with_the_characters_of_patterns(tmp_path, name):
+    root = tmp_path / name
+    look_alikes.write_image(root / f"inputs/{name}.jpg", look_alikes.photo(160, 140))
+    look_alikes.write_tracking(root, name, (20, 120, 30, 130), [look_alikes.flame_frame()])
+    assert list(pixel3dmm.list_inputs(root)) == [name]
+    assert pixel3dmm.read_portrait(root, name).image.shape == (512, 512, 3)
+    assert len(pixel3dmm.read_driving(root / "tracking" / name).expression) == 1
+
+
+@pytest.mark.parametrize("written", ["me.", "me._nV1_noPho_uv2000.0_n1000.0", "me_nV1_noPho"])
+def test_names_as_the_tracker_cuts_them(tmp_path, written):
+    """Of me.jpeg it strips four characters."""
+    look_alikes.write_image(tmp_path / "inputs/me.jpeg", look_alikes.photo(160, 140))
+    look_alikes.write_tracking(tmp_path, "me.", (20, 120, 30, 130), [look_alikes.flame_frame()])
+    (tmp_path / "tracking/me.").rename(tmp_path / "tracking" / written)
+    assert pixel3dmm.read_portrait(tmp_path, "me").mask.any()
+
+
+def test_the_published_repositorys_tree(tmp_path):
+    look_alikes.write_image(tmp_path / "inputs/itw/me.png", look_alikes.photo(160, 140))
+    home = tmp_path / "pixel3dmm_processing"
+    frames = [look_alikes.flame_frame()]
+    look_alikes.write_tracking(home, "itw/me/tracking", (20, 120, 30, 130), frames)
+    (home / "tracking/itw/me/tracking").rename(home / "tracking/itw/me/tracking_nV1_noPho")
+    assert list(pixel3dmm.list_inputs(tmp_path)) == ["me"]
+    assert pixel3dmm.read_portrait(tmp_path, "me").mask.any()
+
+
+def test_folders_where_the_trackers_own_variables_say(tmp_path, monkeypatch):
+    look_alikes.write_image(tmp_path / "mine/inputs/me.png", look_alikes.photo(160, 140))
+    frames = [look_alikes.flame_frame()]
+    look_alikes.write_tracking(tmp_path / "theirs", "me", (20, 120, 30, 130), frames)
+    monkeypatch.setenv("PIXEL3DMM_PREPROCESSED_DATA", str(tmp_path / "theirs/processing"))
+    monkeypatch.setenv("PIXEL3DMM_TRACKING_OUTPUT", str(tmp_path / "theirs/tracking"))
+    assert pixel3dmm.read_portrait(tmp_path / "mine", "me").mask.any()
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    look_alikes.write_image(tmp_path / "inputs/me.png", look_alikes.photo(16, 16))
+    (tmp_path / "inputs/me.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/inputs/\xff.png"))
+    with pytest.raises(UserError, match=r"a file name there is not UTF-8, .*xff\.png.*; rename it"):
+        pixel3dmm.list_inputs(tmp_path)

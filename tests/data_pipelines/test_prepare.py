@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from data_pipelines.errors import GIVE_UP
 from data_pipelines.prepare import DATA_SETS, main
 from data_pipelines.shards import PreparedSet
 
@@ -21,7 +22,7 @@ def test_procedural_sets_are_prepared_resumed_and_protected(tmp_path, capsys):
     settings = json.loads((tmp_path / names[0] / "settings.json").read_text())
     assert (settings["size"], settings["seed"]) == (16, 0)
     assert main(command) == 0
-    assert main([*command, "--seed", "1"]) == 1
+    assert main([*command, "--seed", "1"]) == GIVE_UP
     errors = capsys.readouterr().err
     assert "error: " in errors
     assert "was prepared with seed 0, not 1" in errors
@@ -34,7 +35,7 @@ def test_wrong_usage_exits_with_status_2(arguments):
 
 
 def test_options_out_of_range_are_named(tmp_path, capsys):
-    assert main(["procedural", "--out", str(tmp_path), "--size", "8"]) == 1
+    assert main(["procedural", "--out", str(tmp_path), "--size", "8"]) == GIVE_UP
     assert "16 to 512 pixels, got 8" in capsys.readouterr().err
 
 
@@ -43,7 +44,7 @@ def test_options_out_of_range_are_named(tmp_path, capsys):
     [("quality", 500, "1 to 100"), ("quality", -1, "1 to 100"), ("workers", 0, "1 or more")],
 )
 def test_quality_and_workers_out_of_range_are_named(option, value, expected, tmp_path, capsys):
-    assert main(["procedural", "--out", str(tmp_path), *TINY, f"--{option}={value}"]) == 1
+    assert main(["procedural", "--out", str(tmp_path), *TINY, f"--{option}={value}"]) == GIVE_UP
     assert f"--{option} is {value}; expected {expected}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import cameras
+from data_pipelines.errors import UserError
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, expression_part
 from data_pipelines.procedural.capture_sets import INPUT_CAMERA, ProceduralSet, procedural_sets
 from data_pipelines.procedural.expression import head_to_world
@@ -134,7 +135,7 @@ def test_a_clip_does_not_depend_on_how_many_there_are(sets, clips):
     ("field", "value"), [("size", 8), ("size", 1024), ("test_people", 0), ("seed", -1)]
 )
 def test_numbers_out_of_range_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field}.* got {value}"):
+    with pytest.raises(UserError, match=f"{field}.* got {value}"):
         procedural_sets(**{field: value})
 
 

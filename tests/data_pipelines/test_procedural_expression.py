@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import label
 
 from data_pipelines import cameras
+from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_part
 from data_pipelines.head_mesh import HeadShape
 from data_pipelines.procedural import anatomy
@@ -166,7 +167,7 @@ def test_head_pose_is_rigid_and_leaves_the_mesh():
 
 
 def test_code_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="135 numbers"):
+    with pytest.raises(UserError, match="135 numbers"):
         posed(np.zeros(134))
 
 

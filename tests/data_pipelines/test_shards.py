@@ -13,6 +13,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny_captures import TinyCaptures, expression, frame
 
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.record import FrameError
 from data_pipelines.shard_writer import jaw_angle, write_shards
 from data_pipelines.shards import PreparedSet
@@ -89,7 +90,7 @@ class DiesAtClip(TinyCaptures):
 def test_killed_preparation_goes_on_and_redoes_no_finished_shard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(DiesAtClip(), tmp_path / "killed")
-    with pytest.raises(FileNotFoundError, match="no finished data set"):
+    with pytest.raises(MissingFileError, match="no finished data set"):
         PreparedSet(tmp_path / "killed" / "tiny")
     shards = sorted((tmp_path / "killed" / "tiny").glob("*.array_record-*"))
     times = [s.stat().st_mtime_ns for s in shards]
@@ -103,7 +104,7 @@ def test_killed_preparation_goes_on_and_redoes_no_finished_shard(tmp_path):
 def test_folder_of_other_settings_is_left_alone(tmp_path):
     write_shards(TinyCaptures(), tmp_path, {"seed": 0})
     before = contents(tmp_path / "tiny")
-    with pytest.raises(ValueError, match="was prepared with seed 0, not 1"):
+    with pytest.raises(UserError, match="was prepared with seed 0, not 1"):
         write_shards(TinyCaptures(), tmp_path, {"seed": 1})
     assert contents(tmp_path / "tiny") == before
 
@@ -117,14 +118,14 @@ class RenamedClip(TinyCaptures):
 def test_as_many_clips_of_other_names_are_other_captures(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(DiesAtClip(), tmp_path)
-    with pytest.raises(ValueError, match=r"was prepared with clips 4 \(names hashed: .* not 4"):
+    with pytest.raises(UserError, match=r"was prepared with clips 4 \(names hashed: .* not 4"):
         write_shards(RenamedClip(), tmp_path)
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").write_text("...")
-    with pytest.raises(ValueError, match="no prepared data set"):
+    with pytest.raises(UserError, match="no prepared data set"):
         write_shards(TinyCaptures(), tmp_path)
     assert list(contents(tmp_path / "tiny")) == ["thesis.tex"]
 
@@ -167,7 +168,7 @@ class UnreadableClip(TinyCaptures):
 
 
 def test_clip_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"clip s2 of tiny: video.mp4 is no video"):
+    with pytest.raises(UserError, match=r"clip s2 of tiny: video.mp4 is no video"):
         write_shards(UnreadableClip(), tmp_path)
 
 
@@ -180,20 +181,20 @@ class KillsItsWorker(TinyCaptures):
 
 
 def test_killed_worker_is_reported_and_leaves_no_rubbish_behind(tmp_path):
-    with pytest.raises(ChildProcessError, match="worker process was killed"):
+    with pytest.raises(UserError, match="worker process was killed"):
         write_shards(KillsItsWorker(), tmp_path, workers=2)
     write_shards(TinyCaptures(), tmp_path)
     assert len(list((tmp_path / "tiny").iterdir())) == 4 + 5  # shards, and the files beside them
 
 
 def test_nothing_to_write_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="tiny has no clips"):
+    with pytest.raises(UserError, match="tiny has no clips"):
         write_shards(TinyCaptures(num_clips=0), tmp_path)
     assert not (tmp_path / "tiny").exists()
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no frame is left .* its calibration .* --retry"):
+    with pytest.raises(UserError, match=r"no frame is left .* its calibration .* --retry"):
         write_shards(TinyCaptures(num_clips=2, skip=(0, 1)), tmp_path)
     assert write_shards(TinyCaptures(num_clips=2), tmp_path, retry=True).clips == 2
 
@@ -206,7 +207,7 @@ class MixedClip(TinyCaptures):
 
 
 def test_clip_of_two_people_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="clip s0 of tiny: it mixes people"):
+    with pytest.raises(UserError, match="clip s0 of tiny: it mixes people"):
         write_shards(MixedClip(), tmp_path)
 
 
@@ -215,10 +216,10 @@ def test_missing_and_cut_shards_are_named_at_the_start(tmp_path):
     shard = sorted((tmp_path / "tiny").glob("*.array_record-*"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1000])
-    with pytest.raises(ValueError, match=shard.name):
+    with pytest.raises(UserError, match=shard.name):
         PreparedSet(tmp_path / "tiny")
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing: .* prepare it again"):
+    with pytest.raises(MissingFileError, match=f"{shard.name} is missing: .* prepare it again"):
         PreparedSet(tmp_path / "tiny")
 
 
@@ -228,7 +229,7 @@ def test_a_damaged_folder_is_not_taken_for_a_finished_one(tmp_path):
     whole = contents(folder)
 
     def assert_named(file: str, expected: str) -> None:
-        with pytest.raises((FileNotFoundError, ValueError), match=expected) as error:
+        with pytest.raises(UserError, match=expected) as error:
             write_shards(TinyCaptures(), tmp_path)
         assert "prepare it again" in str(error.value)
         (folder / file).write_bytes(whole[file])
@@ -248,7 +249,7 @@ def test_damaged_index_is_named(tmp_path, file):
     write_shards(TinyCaptures(), tmp_path)
     whole = (tmp_path / "tiny" / file).read_bytes()
     (tmp_path / "tiny" / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"settings.json of {tmp_path}/tiny is damaged"):
+    with pytest.raises(UserError, match=f"settings.json of {tmp_path}/tiny is damaged"):
         PreparedSet(tmp_path / "tiny")
 
 
@@ -259,7 +260,7 @@ def test_flipped_bits_of_the_index_are_found(tmp_path):
     flipped = bytearray(whole)
     flipped[whole.index(jaw) + 5] ^= 4
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         PreparedSet(tmp_path / "tiny")
 
 

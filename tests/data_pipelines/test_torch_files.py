@@ -1,8 +1,10 @@
 """torch.save files are read to the last bit, and nothing in them is ever run."""
 
 import collections
+import copy
 import os
 import pickle
+import time
 import zipfile
 
 import ml_dtypes
@@ -11,6 +13,7 @@ import pytest
 import torch_save
 from torch_save import Call, Global, Storage, parameter, save, tensor
 
+from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.torch_files import load_torch_file
 
 
@@ -153,7 +156,7 @@ class Payload:
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_a_hostile_pickle_is_named_and_not_run(path, tmp_path, protocol):
     save(path, {"weights": Payload(tmp_path / "trace")}, protocol=protocol)
-    with pytest.raises(ValueError, match=r"asks for posix\.mkdir.*nothing of it was run"):
+    with pytest.raises(UserError, match=r"asks for posix\.mkdir.*nothing of it was run"):
         load_torch_file(path)
     assert not (tmp_path / "trace").exists()
 
@@ -180,7 +183,7 @@ HOSTILE = {
 def test_hand_made_pickles_end_in_one_sentence(path, program):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", HOSTILE[program])
-    with pytest.raises(ValueError, match=r"\.pt: ") as caught:
+    with pytest.raises(UserError, match=r"\.pt: ") as caught:
         load_torch_file(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -194,13 +197,13 @@ def test_a_memo_of_gigabytes_costs_nothing(path):
 
 def test_arrays_of_objects_are_refused(path):
     save(path, {"codes": np.array([{}, None], dtype=object)})
-    with pytest.raises(ValueError, match="type 'O8'"):
+    with pytest.raises(UserError, match="type 'O8'"):
         load_torch_file(path)
 
 
 def test_structured_arrays_are_refused(path):
     save(path, np.zeros(2, [("x", "f4")]))
-    with pytest.raises(ValueError, match=r"type 'V4'"):
+    with pytest.raises(UserError, match=r"type 'V4'"):
         load_torch_file(path)
 
 
@@ -220,7 +223,7 @@ def test_tensors_that_do_not_fit_their_storage(path, claimed, shape, strides, of
     storage = Storage(numbers(4), "FloatStorage")
     storage.size = claimed
     save(path, tensor(storage, shape, strides, offset))
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         load_torch_file(path)
 
 
@@ -228,7 +231,7 @@ def test_an_array_of_another_size_than_its_bytes(path):
     reconstruct = Global("numpy._core.multiarray", "_reconstruct")
     state = (1, (10**6, 10**6), np.dtype("f4"), False, b"1234")
     save(path, Call(reconstruct, Global("numpy", "ndarray"), (0,), b"b", state=state))
-    with pytest.raises(ValueError, match=r"shape \(1000000, 1000000\).*with 4 bytes"):
+    with pytest.raises(UserError, match=r"shape \(1000000, 1000000\).*with 4 bytes"):
         load_torch_file(path)
 
 
@@ -238,14 +241,14 @@ def test_a_missing_storage(path):
         content = archive.read("archive/data.pkl")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)
-    with pytest.raises(ValueError, match="no member archive/data/0"):
+    with pytest.raises(UserError, match="no member archive/data/0"):
         load_torch_file(path)
 
 
 def test_a_zip_bomb_is_not_unpacked(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"N" * 10**6)
-    with pytest.raises(ValueError, match="compressed"):
+    with pytest.raises(UserError, match="its parts declare 1000000 bytes"):
         load_torch_file(path)
 
 
@@ -254,26 +257,26 @@ def test_cut_or_flipped_files(path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="not a whole file"):
+        with pytest.raises(UserError, match="not a whole file"):
             load_torch_file(path)
     flipped = bytearray(whole)
     flipped[whole.index(numbers(100).tobytes()) + 30] ^= 4
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="CRC"):
+    with pytest.raises(UserError, match="CRC"):
         load_torch_file(path)
     far = bytearray(whole)
     far[29] = 255  # the first member's content would begin past the end of the file
     path.write_bytes(far)
-    with pytest.raises(ValueError, match=r"not a whole file .*\(EOFError\)"):
+    with pytest.raises(UserError, match=r"not a whole file .*\(EOFError\)"):
         load_torch_file(path)
 
 
 def test_other_files(path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(MissingFileError, match="no such file"):
         load_torch_file(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(ValueError, match=r"without the one data\.pkl"):
+    with pytest.raises(UserError, match=r"without the one data\.pkl"):
         load_torch_file(path)
 
 
@@ -282,3 +285,60 @@ def test_the_writer_of_these_tests_writes_what_python_pickles(path):
     torch_save.save(path, {"a": [1, 2.5, "x"]})
     with zipfile.ZipFile(path) as archive:
         assert pickle.loads(archive.read("archive/data.pkl")) == {"a": [1, 2.5, "x"]}
+
+
+def bomb(tmp_path, pickled: bytes, storage: bytes = b"", copies: int = 1):
+    """A file as torch.save writes them, of a pickle written by hand."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + pickled + b".")
+        archive.writestr("archive/data/0", storage)
+    return path
+
+
+def collision(i: int) -> bytes:
+    """Pickles an integer whose hash is that of all others."""
+    number = (i * (2**61 - 1)).to_bytes(12, "little", signed=True)
+    return b"\x8a" + bytes([len(number)]) + number
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n(("
+    b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+    b"K\x00(\x8a\x06\x00\x00\x00\x00\x00\x01t(K\x00t\x89}tR"  # shape (2**40,), strides (0,)
+)
+BOMBS = {
+    "dicts that hold each other twice": b"}" + b"q\x00}(K\x00h\x00K\x01h\x00u" * 40,
+    "a list that holds itself": b"]q\x00h\x00a",
+    "200,000 levels": b"]" * 200_000 + b"a" * 199_999,
+    "keys that collide": b"}(" + b"".join(collision(i) + b"N" for i in range(60_000)) + b"u",
+    "a million steps": b"N0" * 500_000 + b"N",
+    "one number in a tensor of terabytes": TENSOR,
+    "a string encoded again and again": b"X\x00\x00\x10\x00"
+    + b"x" * (1 << 20)
+    + b"q\x00"
+    + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR0" * 20_000,
+    "a name made of containers": b")q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"h\x00\x93",
+    "a size made of containers": b")q\x00"
+    + b"h\x00h\x00\x86q\x00" * 40
+    + TENSOR.replace(b"K\x00(\x8a", b"h\x00(\x8a"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_that_mean_huge_things_are_refused_at_once(tmp_path, name):
+    path = bomb(tmp_path, BOMBS[name], b"\x00" * 4)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"bomb\.pt: "):
+        load_torch_file(path)
+    assert time.process_time() - start < 2
+
+
+def test_a_zip_whose_parts_overlap_is_refused(tmp_path):
+    """One member's bytes named a thousand times in the zip's directory: 1.4 MB for 1.4 GB."""
+    path = bomb(tmp_path, b"N", b"\x00" * 1_400_000)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.filelist += [copy.copy(archive.getinfo("archive/data/0")) for _ in range(1000)]
+        archive._didModify = True
+    with pytest.raises(UserError, match=r"its parts declare \d+ bytes where the file has \d+"):
+        load_torch_file(path)

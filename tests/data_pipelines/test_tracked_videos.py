@@ -10,6 +10,7 @@ import pytest
 from data_pipelines import pixel3dmm, prepare
 from data_pipelines.captures import SkipClip, SkippedFrame
 from data_pipelines.datasets import celebv_hq, celebv_text, folder, hello3, vfhq_test
+from data_pipelines.errors import GIVE_UP
 from data_pipelines.frame import MONOCULAR
 from data_pipelines.shards import PreparedSet
 
@@ -141,7 +142,7 @@ def test_files_as_phones_name_them(tmp_path):
 def test_two_inputs_of_a_name_are_not_taken_for_each_other(tmp_path, capsys):
     write_portraits(tmp_path, "anna", "ben")
     look_alikes.write_image(tmp_path / "inputs/anna.png", PHOTOS[1])
-    assert run_prepare(tmp_path, tmp_path / "out") == 1
+    assert run_prepare(tmp_path, tmp_path / "out") == GIVE_UP
     error = capsys.readouterr().err
     assert f"error: {tmp_path}/inputs: anna.jpg and anna.png have the same name anna" in error
     assert error.count("\n") == 1
@@ -184,7 +185,7 @@ def run_prepare(source, out, *options):
 def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
     source, out = tmp_path / "source", tmp_path / "out"
     write_portraits(source)
-    assert run_prepare(source, out) == 1
+    assert run_prepare(source, out) == GIVE_UP
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no frame is left" in error
     assert "no Pixel3DMM tracking" in error
@@ -206,7 +207,7 @@ def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
 @pytest.mark.parametrize("every", [0, -2])
 def test_every_out_of_range_claims_no_folder(tmp_path, capsys, every):
     write_portraits(tmp_path, "anna", "ben")
-    assert run_prepare(tmp_path, tmp_path / "out", f"--every={every}") == 1
+    assert run_prepare(tmp_path, tmp_path / "out", f"--every={every}") == GIVE_UP
     assert f"error: --every is {every}; expected 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -215,7 +216,7 @@ def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, ca
     for name in ("one", "two"):
         write_portraits(tmp_path / name, "anna", "ben")
     assert run_prepare(tmp_path / "one", tmp_path / "out") == 0
-    assert run_prepare(tmp_path / "two", tmp_path / "out") == 1
+    assert run_prepare(tmp_path / "two", tmp_path / "out") == GIVE_UP
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"was prepared with source {tmp_path}/one, not {tmp_path}/two" in error
     monkeypatch.chdir(tmp_path)
@@ -235,7 +236,7 @@ def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, ca
 def test_another_folder_than_the_data_sets_gives_one_sentence(tmp_path, capsys, name, sentence):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    assert prepare.main([name, "--source", str(source), "--out", str(out)]) == 1
+    assert prepare.main([name, "--source", str(source), "--out", str(out)]) == GIVE_UP
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert sentence in error
@@ -247,7 +248,7 @@ def test_a_list_of_clips_that_is_none(tmp_path, capsys):
     (tmp_path / "downloaded_celebvhq/processed").mkdir(parents=True)
     for content, sentence in (("{", "not valid JSON"), ('{"clips": 3}', 'expected {"clips"')):
         (tmp_path / "celebvhq_info.json").write_text(content)
-        assert prepare.main(["celebv_hq", "--source", str(tmp_path), "--out", "x"]) == 1
+        assert prepare.main(["celebv_hq", "--source", str(tmp_path), "--out", "x"]) == GIVE_UP
         assert sentence in capsys.readouterr().err
 
 

@@ -41,15 +41,15 @@ def make_tiny_config(tiny_data):
                 num_heads=2,
                 encoder_depth=1,
                 decoder_depth=1,
-                head_tokens=4,
+                head_resolution=4,
                 expression_hidden=8,
                 upsampler_channels=(16,),
                 uv_resolution=16,
-                sample_grid=16,
+                gaussian_resolution=16,
                 max_scale=0.03,
             )
         )
-        config.data.update(dict(root=str(tiny_data), image_size=32, targets=2))
+        config.data.update(dict(root=str(tiny_data), targets=2))
         config.optimizer.update(
             dict(name="adam", learning_rate=1e-3, warmup_steps=0, decay_steps=0)
         )

@@ -49,7 +49,7 @@ class Reference:
             sampled = [bilinear(features, u, v) for v in at for u in at]
             tokens = self.linear("_feature_projection", np.concatenate([tokens, sampled], -1))
 
-        points = uv_position_map(*self.mesh, c.head_tokens)[0].reshape(-1, 3)
+        points = uv_position_map(*self.mesh, c.head_resolution)[0].reshape(-1, 3)
         phases = [points[:, axis] * 2**k * np.pi for axis in range(3) for k in range(8)]
         embedded = np.stack([*np.sin(phases), *np.cos(phases), *points.T], axis=-1)
         embedder = "_head_transformer._query_point_embedder"
@@ -74,7 +74,7 @@ class Reference:
             np.concatenate([sink[None], tokens]),
             c.decoder_depth,
         )
-        x = skip = out.reshape(c.head_tokens, c.head_tokens, c.width)
+        x = skip = out.reshape(c.head_resolution, c.head_resolution, c.width)
         for i in range(len(c.upsampler_channels)):
             x, skip = self.upsampler_block(
                 f"_gaussian_decoder._stylegan_upsampler.blocks.{i}", x, skip
@@ -86,7 +86,7 @@ class Reference:
         positions, covered = uv_position_map(*self.mesh, c.uv_resolution)
         found = {name: [] for name in ("positions", "scales", "rotations", "colors", "opacities")}
         head = "_gaussian_decoder._mlp_decoder.out_layers"
-        at = np.linspace(-1, 1, c.sample_grid)
+        at = np.linspace(-1, 1, c.gaussian_resolution)
         for v in at:
             for u in at:
                 if bilinear(covered[..., None].astype(float), u, v)[0] <= 0.99:

@@ -10,11 +10,10 @@ from numpy_reference import Reference
 
 from configs import flex1
 from data_pipelines.head_mesh import template_mesh
-from flexavatar_jax.import_flex1 import adopt
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.published.parity_rule import rule_weights
-from flexavatar_jax.published.tensor_names import flatten, published_shapes
+from flexavatar_jax.published.tensor_names import flatten, params_from_published, published_shapes
 
 
 def small_config(**changes) -> ConfigDict:
@@ -28,11 +27,11 @@ def small_config(**changes) -> ConfigDict:
             num_heads=2,
             encoder_depth=2,
             decoder_depth=2,
-            head_tokens=4,
+            head_resolution=4,
             expression_hidden=10,
             upsampler_channels=(9, 7),
             uv_resolution=16,
-            sample_grid=20,
+            gaussian_resolution=20,
             dtype="float32",
             remat=False,
         )
@@ -51,7 +50,7 @@ def rule_model(salt: str, config: ConfigDict | None = None) -> tuple[FlexAvatar,
     config = config or small_config()
     graph, abstract, shapes = _structure(config.to_json())
     weights = rule_weights(shapes, salt)
-    model = nnx.merge(graph, adopt(dict(weights), abstract, config))
+    model = nnx.merge(graph, params_from_published(dict(weights), abstract, config))
     return model, Reference(weights, config, *template_mesh(columns=12, rows=8))
 
 

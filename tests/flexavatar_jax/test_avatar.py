@@ -1,185 +1,333 @@
-"""Avatars of real tracked portraits, rendered to files."""
+"""The command: avatars of real portraits and of prepared people, kept, driven, filmed."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.pixel3dmm import read_driving
 from flexavatar_jax import avatar
-from flexavatar_jax.avatars.animator import Animator, orbit_cameras
-from flexavatar_jax.avatars.video import write_animation
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.avatars.avatar_file import load_avatar, save_avatar
 from flexavatar_jax.runs.loading import load_model
-from flexavatar_jax.train import train
-from kernels import rasterizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytest_plugins = ()
 
 
 @pytest.fixture(scope="module")
-def run(make_tiny_config, tmp_path_factory):
-    config, workdir = make_tiny_config(), tmp_path_factory.mktemp("run")
-    config.steps = 1
-    train(config, workdir)
-    return workdir
-
-
-def test_an_orbit_keeps_its_distance_and_starts_at_the_input(shared_dir):
-    start = np.eye(4)
-    start[:3, 3] = 0.1, 0.2, 1.0
-    views = orbit_cameras(start, 8)
-    np.testing.assert_allclose(views[0], start)
-    np.testing.assert_allclose(
-        np.linalg.norm(views[:, :3, 3], axis=1), np.linalg.norm([0.1, 0.2, 1])
-    )
-    np.testing.assert_allclose(views[4, :3, 3], [-0.1, 0.2, -1.0], atol=1e-12)
+def real(shared_dir):
+    return shared_dir / "real"
 
 
 @pytest.fixture(scope="module")
-def animator(run):
-    return Animator(load_model(run))
+def person(tiny_data):
+    """A person of a prepared set, as the command is given one."""
+    return f"{tiny_data}/procedural_test/test_00000"
 
 
-def views(animator, expressions=3, cameras=3, Ks=3):
-    """Arguments of `Animator.render`: so many of each."""
-    code = animator.encode(
-        np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), np.eye(4), np.eye(3)
+def run(command, *arguments):
+    avatar.main([command, *map(str, arguments)])
+
+
+def pictures(folder):
+    return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.iterdir())]) / 255
+
+
+@pytest.fixture(scope="module")
+def kept(rule_run, person, tmp_path_factory):
+    """An .avatar file of a prepared person."""
+    path = tmp_path_factory.mktemp("kept") / "anna.avatar"
+    run("create", person, "--workdir", rule_run, "--out", path)
+    return path
+
+
+def test_an_avatar_is_what_the_encoder_makes_of_the_portrait(kept, rule_run, capsys):
+    found = load_avatar(kept)
+    assert found.name == "test_00000"
+    assert not found.offsets.any()
+    run("info", kept)
+    said = capsys.readouterr().out
+    assert "name: test_00000" in said
+    assert "step: 7" in said
+    assert "fitted: no" in said
+
+
+def test_a_real_portrait_turns_all_the_way_round(rule_run, real, tmp_path):
+    portrait = real / "inputs" / "marble_sculpture.jpg"
+    run("render", portrait, "--workdir", rule_run, "--frames", 4, "--out", tmp_path / "orbit")
+    views = pictures(tmp_path / "orbit")
+    assert views.shape == (4, 24, 24, 3)
+    for view in views[1:]:
+        assert np.abs(view - views[0]).max() > 0.05
+
+
+def test_a_performance_moves_the_face_and_not_the_camera(rule_run, real, tmp_path):
+    """Each frame of the film is the driver's expression before the portrait's own camera."""
+    driving = tmp_path / "clip"
+    driving.mkdir()
+    for number in (0, 10, 40):
+        name = f"{number:05d}.frame"
+        (driving / name).symlink_to(real / "driving" / "EMO-1-shout+laugh" / name)
+    portrait = real / "inputs" / "asian_watercolor_girl.jpg"
+    run("create", portrait, "--workdir", rule_run, "--out", tmp_path / "girl.avatar")
+    (tmp_path / "girl.avatar").rename(tmp_path / "renamed.avatar")
+    command = ("--workdir", rule_run, "--driving", driving)
+    run("render", tmp_path / "renamed.avatar", *command, "--out", tmp_path / "driven")
+    run("render", "--portrait", portrait, *command, "--out", tmp_path / "on_the_way")
+    film = pictures(tmp_path / "driven")
+    np.testing.assert_array_equal(film, pictures(tmp_path / "on_the_way"))
+    girl = load_avatar(tmp_path / "renamed.avatar")
+    expected = Animator(load_model(rule_run)).render(
+        girl.code, read_driving(driving).expression, girl.cam2head, girl.K
     )
-    cam2head, K = np.eye(4), np.eye(3)
-    cam2head[2, 3], cam2head[1, 1], cam2head[2, 2] = 1, -1, -1
-    return (
-        code,
-        np.zeros((expressions, 135)),
-        np.repeat(cam2head[None], cameras, axis=0),
-        np.repeat(K[None], Ks, axis=0),
+    np.testing.assert_allclose(film, expected, atol=1 / 255)
+    assert np.abs(film[1] - film[0]).max() > 0.05
+
+
+def test_another_avatar_drives_and_several_stand_beside_the_driver(
+    rule_run, kept, tiny_data, tmp_path
+):
+    driver = f"{tiny_data}/procedural_monocular/" + _first_person(
+        tiny_data / "procedural_monocular"
     )
+    run(
+        "render",
+        kept,
+        kept,
+        "--workdir",
+        rule_run,
+        "--driving",
+        driver,
+        "--beside",
+        "--size",
+        20,
+        "--out",
+        tmp_path / "film",
+    )
+    film = pictures(tmp_path / "film")
+    assert film.shape == (3, 20, 60, 3)
+    np.testing.assert_array_equal(film[:, :, 20:40], film[:, :, 40:])
+    assert np.abs(film[:, :, :20] - film[:, :, 20:40]).max() > 0.1
+    run("create", driver, "--workdir", rule_run, "--out", tmp_path / "driver.avatar")
+    run(
+        "render",
+        kept,
+        "--workdir",
+        rule_run,
+        "--driving",
+        tmp_path / "driver.avatar",
+        "--size",
+        20,
+        "--out",
+        tmp_path / "by_file",
+    )
+    np.testing.assert_array_equal(pictures(tmp_path / "by_file"), film[:, :, 40:])
 
 
-def test_there_is_a_camera_for_every_expression(animator):
-    assert animator.render(*views(animator)).shape == (3, 32, 32, 3)
-    with pytest.raises(ValueError, match="4 expressions, 3 cam2head and 4 K; give one of each"):
-        animator.render(*views(animator, expressions=4, Ks=4))
-    with pytest.raises(ValueError, match="3 expressions, 3 cam2head and 1 K; give one of each"):
-        animator.render(*views(animator, Ks=1))
+def _first_person(folder):
+    from data_pipelines.shards import PreparedSet
+
+    return str(PreparedSet(folder).index.person[0])
 
 
-def test_an_image_that_lacks_gaussians_is_an_error(animator, monkeypatch):
-    monkeypatch.setattr(rasterizer, "choose_capacity", lambda *args: 8)
-    with pytest.raises(ValueError, match=r"images 0 to 2 lack \d+ intersections"):
-        animator.render(*views(animator))
+def test_a_camera_path_and_a_background_are_followed(rule_run, kept, tmp_path):
+    found = load_avatar(kept)
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps({"cam2head": [found.cam2head.tolist()] * 2}))
+    run(
+        "render",
+        kept,
+        "--workdir",
+        rule_run,
+        "--camera",
+        path,
+        "--background",
+        "#ff0000",
+        "--out",
+        tmp_path / "red",
+    )
+    run(
+        "render",
+        kept,
+        "--workdir",
+        rule_run,
+        "--camera",
+        "still",
+        "--background",
+        "transparent",
+        "--out",
+        tmp_path / "clear",
+    )
+    red, clear = pictures(tmp_path / "red"), pictures(tmp_path / "clear")
+    assert len(red) == 2
+    assert len(clear) == 1
+    alpha = clear[..., 3:]
+    np.testing.assert_allclose(red[:1], clear[..., :3] * alpha + (1 - alpha) * [1, 0, 0], atol=0.02)
 
 
-def test_animations_are_written_whole_as_mp4_and_gif(tmp_path):
-    frames = np.zeros((3, 17, 16, 3), np.uint8)
-    frames[1] = 255
-    written = write_animation(tmp_path / "clip.mp4", frames, fps=10)
-    assert [path.suffix for path in written] == [".mp4", ".gif"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4"]
-    with Image.open(tmp_path / "clip.gif") as gif:
-        assert (gif.n_frames, gif.size) == (3, (16, 17))
+def test_a_fit_writes_its_progress_and_several_people_a_file_each(rule_run, tiny_data, tmp_path):
+    folder = tiny_data / "procedural_test"
+    run(
+        "create",
+        folder,
+        "--people",
+        "all",
+        "--workdir",
+        rule_run,
+        "--images",
+        2,
+        "--fit",
+        3,
+        "--out",
+        tmp_path,
+    )
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f"test_0000{i}{end}" for i in (0, 1) for end in (".avatar", ".fit.png")]
+    found = load_avatar(tmp_path / "test_00001.avatar")
+    assert found.notes["fit_steps"] == 3
+    assert found.offsets.any()
+    with Image.open(tmp_path / "test_00001.fit.png") as strip:
+        assert strip.height == 2 * 24
 
 
-def test_a_real_portrait_is_rendered_all_the_way_round(run, shared_dir, tmp_path):
-    portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
-    command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--frames", "4"]
-    avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
-    with Image.open(tmp_path / "orbit.gif") as gif:
-        assert gif.size == (32, 32)
-    assert (tmp_path / "orbit.mp4").stat().st_size > 0
+def test_the_way_from_one_to_another_begins_and_ends_with_them(rule_run, kept, tiny_data, tmp_path):
+    other = tmp_path / "other.avatar"
+    run("create", f"{tiny_data}/procedural_test/test_00001", "--workdir", rule_run, "--out", other)
+    pair = (kept, other, "--workdir", rule_run)
+    run("interpolate", *pair, "--frames", 5, "--out", tmp_path / "way")
+    way = pictures(tmp_path / "way")
+    assert len(way) == 5
+    run("render", kept, "--workdir", rule_run, "--camera", "still", "--out", tmp_path / "start")
+    np.testing.assert_array_equal(way[0], pictures(tmp_path / "start")[0])
+    ends = np.abs(way[4] - way[0]).mean()
+    assert 0 < np.abs(way[1] - way[0]).mean() < ends
+    run(
+        "interpolate",
+        kept,
+        other,
+        other,
+        kept,
+        "--workdir",
+        rule_run,
+        "--grid",
+        3,
+        "--frames",
+        1,
+        "--out",
+        tmp_path / "grid",
+    )
+    (grid,) = pictures(tmp_path / "grid")
+    np.testing.assert_array_equal(grid[:24, :24], way[0])
+    np.testing.assert_array_equal(grid[:24, :24], grid[48:, 48:])
 
 
-def test_a_real_performance_drives_a_real_portrait(run, shared_dir, tmp_path):
-    portrait = shared_dir / "real" / "inputs" / "asian_watercolor_girl.jpg"
-    driving = shared_dir / "real" / "driving" / "EMO-1-shout+laugh"
-    command = ["render", "--workdir", str(run), "--portrait", str(portrait)]
-    avatar.main([*command, "--driving", str(driving), "--out", str(tmp_path / "driven.mp4")])
-    assert (tmp_path / "driven.gif").exists()
+MARBLE = "inputs/marble_sculpture.jpg"
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "sentence"),
     [
-        (dict(portrait="nobody/inputs/nobody.jpg"), "nobody"),
-        (dict(out="film.avi"), ".mp4"),
+        (dict(avatars=["nobody/inputs/nobody.jpg"]), "nobody/inputs/nobody.jpg: no such file"),
+        (dict(avatars=["nobody.avatar"]), "nobody.avatar cannot be read"),
+        (dict(avatars=[]), "there is no avatar; give an .avatar file"),
+        (dict(out="film.avi"), "must end in .mp4"),
         (dict(out="no/such/folder/film.mp4"), "no/such/folder"),
         (dict(workdir="nowhere"), "nowhere"),
         (dict(driving="no/performance"), "no/performance"),
-        (dict(driving="DIR", frames=7), "leave out --frames or --driving"),
-        (dict(size=-4), "--size is -4; expected 1 or more"),
-        (dict(size=0), "--size is 0; expected 1 or more"),
+        (dict(driving="SET", frames=7), "leave out --frames or --driving"),
+        (dict(driving="SET", camera="orbit", pose="kept"), "--pose kept is the driver's"),
+        (dict(beside=True), "--beside shows the pictures that drive"),
+        (dict(size=-4), "--size is -4; expected 1 to"),
+        (dict(size=10**6), "--size is 1000000; expected 1 to"),
+        (dict(frames=0), "--frames is 0; expected 1 to"),
         (dict(backend="metal"), "backend is 'metal'; expected 'auto' or one of"),
-        (dict(frames=0), "--frames is 0; expected 1 or more"),
+        (dict(background="reddish"), "--background is 'reddish'; expected white"),
+        (dict(background="transparent"), ".mp4 knows no transparency"),
+        (dict(camera="nowhere.json"), "nowhere.json cannot be read"),
+        (dict(dinov2="no.file"), "--dinov2 no.file: the model of"),
     ],
 )
-def test_mistakes_are_named_in_one_sentence(change, expected, shared_dir, tmp_path, capsys):
-    options = dict(
-        workdir=str(tmp_path),
-        portrait=str(shared_dir / "real" / "inputs" / "marble_sculpture.jpg"),
-        out=str(tmp_path / "film.mp4"),
-    )
-    arguments = [f"--{key}={value}" for key, value in (options | change).items()]
-    with pytest.raises(SystemExit) as stopped:
-        avatar.main(["render", *arguments])
-    assert stopped.value.code != 0
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    assert expected in message
+def test_mistakes_are_named_in_one_sentence(
+    change, sentence, rule_run, person, kept, tmp_path, capsys
+):
+    options = dict(avatars=[kept], workdir=rule_run, out=tmp_path / "film.mp4") | change
+    if options.get("driving") == "SET":
+        options["driving"] = person
+    arguments = [str(a) for a in options.pop("avatars")]
+    for key, value in options.items():
+        arguments.append(f"--{key}" if value is True else f"--{key}={value}")
+    assert sentence in refused(["render", *arguments], capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_portrait_is_the_file_that_was_given(shared_dir):
-    """Tracking goes by the name: that of NAME.jpg is not taken for any NAME."""
-    given = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
-    assert avatar.find_portrait(str(given)).image.shape == (512, 512, 3)
-    with pytest.raises(FileNotFoundError, match=r"--portrait .*marble_sculpture.png: no such file"):
-        avatar.find_portrait(str(given.with_suffix(".png")))
+def refused(arguments, capsys):
+    """The one sentence that a command ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        avatar.main(arguments)
+    assert stopped.value.code != 0
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    return message
 
 
-def test_a_portrait_is_taken_from_inputs_alone(tmp_path):
-    for folder in ("inputs", "originals"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "me.jpg").touch()
-    with pytest.raises(ValueError, match=r"belongs to .*inputs/me\.jpg"):
-        avatar.find_portrait(str(tmp_path / "originals" / "me.jpg"))
+def test_an_avatar_of_another_checkpoint_is_refused(kept, rule_run, tmp_path, capsys):
+    other = dataclasses.replace(load_avatar(kept), checkpoint="0" * 32)
+    save_avatar(tmp_path / "other.avatar", other)
+    message = refused(
+        [
+            "render",
+            str(tmp_path / "other.avatar"),
+            "--workdir",
+            str(rule_run),
+            "--out",
+            str(tmp_path / "a.mp4"),
+        ],
+        capsys,
+    )
+    assert "other.avatar belongs to another checkpoint (made at step 7)" in message
+    assert not (tmp_path / "a.mp4").exists()
 
 
-def test_a_portrait_as_a_phone_names_it(shared_dir, tmp_path):
-    real = shared_dir / "real"
-    for folder in ("processing", "tracking"):
-        (tmp_path / folder).symlink_to(real / folder)
-    (tmp_path / "inputs").mkdir()
-    portrait = tmp_path / "inputs" / "marble_sculpture.JPG"
-    portrait.symlink_to(real / "inputs" / "marble_sculpture.jpg")
-    assert avatar.find_portrait(str(portrait)).image.shape == (512, 512, 3)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["SET"], "is a prepared data set; give SET/PERSON, such as"),
+        (["SET/nobody"], "has no person nobody; it has 2, such as test_00000"),
+        (["SET/test_00000", "SET/test_00001"], "give no other source beside it"),
+        (["SET/test_00000", "--images=1000"], "fewer than --images 1000"),
+        (["SET/test_00000", "--images=0"], "--images is 0"),
+        (["SET/test_00000", "--fit=5", "--batch=2"], "--batch is 2; expected 1 to 1"),
+        (["SET/test_00000", "--out=me.txt"], "must end in .avatar"),
+        (["SET", "--people=all", "--out=no/folder"], "must be a folder, which exists"),
+        (["SET/test_00000", "--fit=5", "--sam2=no.safetensors"], "no.safetensors"),
+    ],
+)
+def test_sources_that_make_no_avatar_are_named(
+    arguments, sentence, tiny_data, rule_run, tmp_path, capsys
+):
+    arguments = [a.replace("SET", f"{tiny_data}/procedural_test") for a in arguments]
+    command = [
+        "create",
+        "--workdir",
+        str(rule_run),
+        "--out",
+        str(tmp_path / "a.avatar"),
+        *arguments,
+    ]
+    assert sentence in refused(command, capsys)
+    assert not list(tmp_path.iterdir())
 
 
-def test_two_pictures_of_a_name_are_not_taken_for_each_other(tmp_path):
-    (tmp_path / "inputs").mkdir()
-    for suffix in (".jpg", ".png"):
-        (tmp_path / "inputs" / f"me{suffix}").touch()
-    with pytest.raises(ValueError, match=r"me\.jpg and me\.png have the same name me"):
-        avatar.find_portrait(str(tmp_path / "inputs" / "me.png"))
-
-
-def test_weights_for_which_the_model_has_no_use_are_named(run, shared_dir, tmp_path, capsys):
-    portrait = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
-    command = ["render", "--workdir", str(run), "--portrait", str(portrait), "--dinov2", "no.file"]
-    with pytest.raises(SystemExit, match="1"):
-        avatar.main([*command, "--out", str(tmp_path / "orbit.gif")])
-    assert "error: --dinov2 no.file: the model of" in capsys.readouterr().err
-
-
-def test_a_portrait_without_tracking_is_named(run, shared_dir, tmp_path, capsys):
+def test_a_portrait_without_tracking_is_named(rule_run, real, tmp_path, capsys):
     inputs = tmp_path / "mine" / "inputs"
     inputs.mkdir(parents=True)
-    original = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
-    (inputs / "me.jpg").write_bytes(original.read_bytes())
-    with pytest.raises(SystemExit):
-        avatar.main(
-            [
-                *("render", "--workdir", str(run), "--portrait", str(inputs / "me.jpg")),
-                *("--out", str(tmp_path / "film.mp4")),
-            ]
-        )
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert "Pixel3DMM" in message
+    (inputs / "me.jpg").write_bytes((real / MARBLE).read_bytes())
+    command = ["create", "--workdir", str(rule_run), "--out", str(tmp_path / "me.avatar")]
+    assert "Pixel3DMM" in refused([*command, str(inputs / "me.jpg")], capsys)
+    (inputs / "me.jpg").rename(tmp_path / "me.jpg")
+    assert "inputs/ with processing/ and tracking/" in refused(
+        [*command, str(tmp_path / "me.jpg")], capsys
+    )

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def write_experiments(config, folder):
     """Two configs: one sink for both sources, and one for each."""
     paths = []
-    for name, sinks in (("shared", 1), ("own", 2)):
-        config.steps, config.model.num_sources = 2, sinks
+    for name, sinks in (("shared", False), ("own", True)):
+        config.steps, config.model.bias_sinks = 2, sinks
         (folder / name).mkdir()
         path = write_experiment(config, folder / name)
         paths.append(str(path.rename(folder / f"{name}.py")))
@@ -30,7 +30,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
     asked, stop_at = [], []
 
     def train(config, workdir):
-        run = (config.model.num_sources, config.seed)
+        run = (config.model.bias_sinks, config.seed)
         asked.append(run)
         return 75 if run in stop_at else 0
 
@@ -43,14 +43,14 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
     blank = np.zeros((4, 4, 3))
     monkeypatch.setattr("flexavatar_jax.compare.orbit_sheet", lambda runs, person: blank)
     configs, out = write_experiments(tiny_config, tmp_path), tmp_path / "out"
-    stop_at.append((2, 3))
+    stop_at.append((True, 3))
     assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 75
-    assert asked == [(1, 3), (2, 3)]
+    assert asked == [(False, 3), (True, 3)]
     assert list(json.loads((out / "results.json").read_text())["runs"]) == ["shared"]
     stop_at.clear()
     asked.clear()
     assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 0
-    assert asked == [(2, 3), (1, 4), (2, 4)]
+    assert asked == [(True, 3), (False, 4), (True, 4)]
     stored = json.loads((out / "results.json").read_text())
     assert {name: sorted(seeds) for name, seeds in stored["runs"].items()} == {
         "shared": ["3", "4"],
@@ -95,7 +95,7 @@ def test_the_ablations_configs_differ_in_sources_and_sinks_alone():
     names = ("only_mono", "only_multi", "no_sinks", "sinks")
     configs = [read_experiment(f"configs/ablation/{name}.py")[1] for name in names]
     assert [len(config.data.mixture) for config in configs] == [1, 1, 2, 2]
-    assert [config.model.num_sources for config in configs] == [1, 1, 1, 2]
+    assert [config.model.bias_sinks for config in configs] == [False] * 3 + [True]
     for config in configs:
-        del config.data.mixture, config.model.num_sources
+        del config.data.mixture, config.model.bias_sinks
     assert all(config == configs[0] for config in configs)

@@ -10,20 +10,10 @@ import pytest
 from data_pipelines.errors import UserError
 from data_pipelines.procedural.capture_sets import procedural_sets
 from data_pipelines.shard_writer import write_shards
-from flexavatar_jax.evaluate import check_numbers, evaluate
+from flexavatar_jax.evaluate import evaluate
 from flexavatar_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("people", 0), ("images_per_person", 1), ("constant_images", 0)]
-)
-def test_an_evaluation_of_nothing_is_named(field, value, tiny_config):
-    check_numbers(tiny_config, "run")
-    tiny_config.eval[field] = value
-    with pytest.raises(ValueError, match=f"config.eval.{field} is {value}; .* run/config.json"):
-        check_numbers(tiny_config, "run")
 
 
 @pytest.fixture(scope="module")

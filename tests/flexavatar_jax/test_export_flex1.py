@@ -8,8 +8,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from test_import_flex1 import files, published  # noqa: F401 (fixtures)
 
-from flexavatar_jax.export_flex1 import export_checkpoint, main
-from flexavatar_jax.import_flex1 import UNUSED_FILE
+from flexavatar_jax.export_flex1 import main
+from flexavatar_jax.published.exporter import export_checkpoint
+from flexavatar_jax.published.importer import UNUSED_FILE
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import load_model
 
@@ -56,7 +57,7 @@ def test_weights_trained_here_are_complete_for_the_authors_code(run, tmp_path):
 def test_a_damaged_file_of_what_an_import_kept_is_named(run, tmp_path, capsys):
     kept = run.out / UNUSED_FILE
     kept.write_bytes(kept.read_bytes()[:-100])
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         main([str(run.out), "--out", str(tmp_path / "a.safetensors")])
     assert f"error: {kept} is damaged" in capsys.readouterr().err
 
@@ -65,13 +66,13 @@ def test_the_command_names_what_is_wrong(run, tmp_path, capsys):
     main([str(run.out), "--out", str(tmp_path / "a.safetensors")])
     capsys.readouterr()
     (run.out / "config.json").write_text(json.dumps({}))
-    for arguments, sentence in (
-        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "b.safetensors")], "nowhere"),
-        ([str(run.out), "--out", str(tmp_path / "b.pt")], "must end in .safetensors"),
-        ([str(run.out), "--out", "/proc/b.safetensors"], "--out /proc/b.safetensors cannot be"),
+    for arguments, sentence, status in (
+        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "b.safetensors")], "nowhere", 2),
+        ([str(run.out), "--out", str(tmp_path / "b.pt")], "must end in .safetensors", 2),
+        ([str(run.out), "--out", "/proc/b.safetensors"], "--out /proc/b.safetensors cannot be", 1),
     ):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
-        assert exit_.value.code == 1
+        assert exit_.value.code == status
         assert sentence in capsys.readouterr().err
     assert not list(tmp_path.glob("b*"))

@@ -12,9 +12,11 @@ from safetensors.numpy import save_file
 
 from data_pipelines.errors import UserError
 from data_pipelines.head_mesh import template_mesh
-from flexavatar_jax import import_flex1
-from flexavatar_jax.import_flex1 import import_checkpoint, main, read_model_config
+from flexavatar_jax.import_flex1 import main
 from flexavatar_jax.model.head_template import HeadTemplate
+from flexavatar_jax.published import importer
+from flexavatar_jax.published.importer import import_checkpoint
+from flexavatar_jax.published.model_config import read_model_config
 from flexavatar_jax.published.parity_rule import rule_weights
 from flexavatar_jax.published.tensor_names import (
     abstract_params,
@@ -136,7 +138,7 @@ def imported(files):
 def check_weights(files):
     params, config = imported(files)
     for tensor in used_tensors(config):
-        np.testing.assert_array_equal(tensor.publish(params), files.weights[tensor.name])
+        np.testing.assert_array_equal(tensor.to_published(params), files.weights[tensor.name])
 
 
 def test_safetensors(files):
@@ -311,7 +313,7 @@ def test_a_failure_while_writing_leaves_nothing(files, monkeypatch):
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(import_flex1.Checkpoints, "wait", full_disk)
+    monkeypatch.setattr(importer.Checkpoints, "wait", full_disk)
     files.refused("No space left")
 
 
@@ -324,7 +326,7 @@ def test_the_command(files, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
-    assert exit_.value.code == 1
+    assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -341,7 +343,7 @@ def test_published_size(shared_dir):
         name: shape for name, (shape, _) in manifest.items()
     }
     ours = sum(p.size for p in jax.tree.leaves(abstract))
-    assert import_flex1.account(config, abstract) == (
+    assert importer.account(config, abstract) == (
         f"182,410,206 published numbers = {ours:,} parameters + 786,432 in unused head tokens"
         " + 1,441,792 in unused weights of a zero style + 64 in unused constant filters"
     )

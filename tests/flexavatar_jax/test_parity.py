@@ -12,9 +12,10 @@ from flax import nnx
 
 from data_pipelines.frame import MULTI_VIEW
 from flexavatar_jax import check_parity
-from flexavatar_jax.check_parity import Result, check_model, import_rule_model, main, read_case
+from flexavatar_jax.check_parity import main
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.render import render
+from flexavatar_jax.published.parity import Result, check_model, import_rule_model, read_case
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.training.losses import psnr
 
@@ -58,7 +59,7 @@ def test_bfloat16_renders_the_image_of_float32(shared_dir, tmp_path):
     """Transformers in bfloat16 against all in float32: over 40 dB at 512x512."""
     folder = shared_dir / "flex1"
     case = read_case(folder)
-    loaded = load_model(import_rule_model(folder, tmp_path, "public"), encoder_network=False)
+    loaded = load_model(import_rule_model(folder, tmp_path, "public"), load_dinov2=False)
     config, template = loaded.config.model, loaded.model.gaussians.template
     config.dtype = "bfloat16"
     graph, _ = nnx.split(nnx.eval_shape(lambda: FlexAvatar(config, template, rngs=nnx.Rngs(0))))
@@ -109,7 +110,7 @@ def test_a_damaged_case_is_named(shared_dir, tmp_path, capsys, file, damage, sen
     for name in ("input.png", "parity.npz", "frozen_parity.npz"):
         shutil.copyfile(shared_dir / "flex1" / name, tmp_path / name)
     damage(tmp_path / file)
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         main(["--shared", str(shared_dir), "--case", str(tmp_path)])
     error = capsys.readouterr().err
     assert f"error: {tmp_path}/{sentence}" in error

@@ -1,5 +1,6 @@
 """Training: it learns, it goes on where it was stopped, and it is the same run on any mesh."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -10,17 +11,24 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiment_file import write_experiment
 from flax import nnx
 
 from data_pipelines.errors import UserError
+from flexavatar_jax.frozen import dinov2, hiera
+from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.published.parity_rule import rule_weights
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.runs.workdir import read_config
 from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, train
 from flexavatar_jax.training.metric_log import read_metrics
+from flexavatar_jax.training.sharding import make_mesh
+from flexavatar_jax.training.train_step import TrainProgram
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,6 +57,46 @@ def test_a_stopped_run_ends_with_the_weights_and_the_log_of_one_never_stopped(
     whole, parts = (read_metrics(tmp_path / run) for run in ("whole", "parts"))
     assert [line["step"] for line in parts] == [1, 2, 3, 4]
     assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Frozen networks of one layer each, where the published ones would be."""
+
+    def embedding(params, image):  # of SAM, at its stride
+        return jnp.tanh(image[:, 8::16, 8::16] @ params["kernel"])
+
+    base = dinov2.BASE._replace(depth=1)
+    small = dinov2.SMALL._replace(depth=1, width=64)
+    frozen = FrozenNetworks(
+        dinov2_base=dinov2.fold(rule_weights(dinov2.shapes(base)), base),
+        dinov2_small=dinov2.fold(rule_weights(dinov2.shapes(small)), small),
+        sam2={"kernel": jnp.eye(3, 8)},
+    )
+    monkeypatch.setattr(hiera, "image_embedding", embedding)
+    monkeypatch.setattr("flexavatar_jax.train.load_frozen_networks", lambda config: frozen)
+
+
+def test_the_published_path_sees_through_dinov2_and_meets_its_losses_when_they_are_due(
+    tiny_config, tmp_path, capsys, stand_ins
+):
+    tiny_config.model.dino = True
+    tiny_config.loss.update(dict(dino=1.0, sam=1.0, perceptual_start=2))
+    assert train(tiny_config, tmp_path) == 0
+    assert capsys.readouterr().out.count("compiling the training step") == 2
+    lines = read_metrics(tmp_path)
+    assert [{"dino", "sam"} <= line.keys() for line in lines] == [False, False, True, True]
+    assert all(line["dino"] > 0 and line["sam"] > 0 for line in lines[2:])
+    assert all(math.isfinite(line["loss"]) and line["skipped"] == 0 for line in lines)
+    # The features' rows of the projection start at random and are trained like everything else.
+    read = contextlib.closing(Checkpoints(tmp_path))
+    with read as checkpoints:
+        program = TrainProgram.create(tiny_config, make_mesh(), load_template())
+        abstract = program.abstract_state.params
+        early, late = (checkpoints.restore_params(step, abstract) for step in (2, 4))
+    rows = slice(tiny_config.model.width, None)
+    kernels = [x.encoder.feature_projection.kernel[...][rows] for x in (early, late)]
+    assert not np.array_equal(*kernels)
 
 
 def test_without_dino_and_sam_a_step_is_compiled_once_and_its_lines_say_how_fast_it_is(
@@ -136,8 +184,8 @@ def test_weights_of_another_model_are_no_start(tiny_config, tmp_path):
     tiny_config.steps = 1
     train(tiny_config, tmp_path / "a")
     tiny_config.init_from = str(tmp_path / "a")
-    tiny_config.model.head_tokens = 8
-    with pytest.raises(UserError, match=r"config\.model\.head_tokens is 4, not 8"):
+    tiny_config.model.head_resolution = 8
+    with pytest.raises(UserError, match=r"config\.model\.head_resolution is 4, not 8"):
         train(tiny_config, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -209,7 +257,7 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
     with pytest.raises(ValueError, match=r"bad_step_1_process_0\.npz"):
         train(tiny_config, tmp_path)
     with np.load(tmp_path / "bad_step_1_process_0.npz") as batch:
-        assert batch["target_image"].shape == (2, 2, 32, 32, 3)
+        assert batch.target_image.shape == (2, 2, 32, 32, 3)
 
 
 GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}

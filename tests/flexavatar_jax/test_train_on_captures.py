@@ -60,21 +60,21 @@ def test_one_step_on_a_batch_of_every_data_set(captures, tmp_path):
             width=64,
             encoder_depth=1,
             decoder_depth=1,
-            head_tokens=4,
+            head_resolution=4,
             upsampler_channels=(16, 8),
             uv_resolution=32,
-            sample_grid=32,
+            gaussian_resolution=32,
             dino=False,
         )
     )
-    config.data.update(dict(root=str(captures), image_size=64, targets=1, workers=0))
+    config.data.update(dict(root=str(captures), targets=1, workers=0))
     with config.unlocked():
         config.data.mixture = dict.fromkeys(names, 1.0)
     config.loss.update(dict(dino=0.0, sam=0.0))
 
     batch = next(make_iterator(config.data, config.seed, config.batch))
-    assert sorted(batch["example"][:, 0]) == list(range(len(names)))
-    assert sorted(batch["source"]) == [0] * 5 + [1] * 3
+    assert sorted(batch.example[:, 0]) == list(range(len(names)))
+    assert sorted(batch.source) == [0] * 5 + [1] * 3
 
     assert train(config, tmp_path) == 0
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

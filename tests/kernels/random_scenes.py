@@ -137,3 +137,34 @@ def check_against_oracle(
         # Along a random direction a gradient changes the loss by about its own length.
         error = abs(np.sum(gradient * direction) - difference)
         assert error <= 1e-3 * np.linalg.norm(gradient) + 1e-6, (name, i)
+
+
+def check_gradients_behind_bright_splats() -> None:
+    """One pixel, a stack of flat splats, the nearest ten thousand times as bright as the others.
+
+    Each opacity's gradient is right to 1e-4 of itself, also of those whose share in the pixel is
+    lost among the bright one's digits.
+    """
+    opacities = np.array([0.37, 0.41, 0.53, 0.61, 0.2, 0.3, 0.1, 0.25])
+    colors = np.array([1e4, 0.3, 0.4, 0.35, 0.9, 0.2, 0.7, 0.1])
+    num = len(opacities)
+    transmittance = np.cumprod(np.concatenate([[1.0], 1 - opacities]))[:-1]
+    shares = transmittance * opacities * colors
+    behind = np.sum(shares) - np.cumsum(shares)
+    expected = transmittance * colors - behind / (1 - opacities)
+
+    means = np.stack([np.zeros(num), np.zeros(num), 1.0 + np.arange(num)], -1)
+    quats, scales = np.tile([1.0, 0, 0, 0], (num, 1)), np.full((num, 3), 500.0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(opacities):
+        K = np.array([[10.0, 0, 0.5], [0, 10.0, 0.5], [0, 0, 1]])
+        out = rasterize(
+            means, quats, scales, opacities, colors[:, None], np.eye(4), K,
+            width=1, height=1, capacity=num,
+        )  # fmt: skip
+        return out.color.sum()
+
+    found = gradient(jnp.asarray(opacities, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

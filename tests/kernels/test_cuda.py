@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_scenes import check_against_oracle, random_scenes
+from random_scenes import (
+    check_against_oracle,
+    check_gradients_behind_bright_splats,
+    random_scenes,
+)
 
 from kernels import binning, rasterize, rasterizer
 from kernels.cuda import BACKEND, backend, build
@@ -55,6 +59,10 @@ def test_images_and_gradients_are_the_oracles(channels, width, height, antialias
     size = {"width": width, "height": height}
     scenes = random_scenes(seed, images=20, num=18, channels=channels, **size)
     check_against_oracle(scenes, seed, antialiased=antialiased, capacity=4000, **size)
+
+
+def test_gradients_behind_bright_splats_keep_their_digits():
+    check_gradients_behind_bright_splats()
 
 
 @pytest.mark.parametrize("num", [1, 2, 300])
@@ -107,7 +115,7 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
         x, y = (np.arange(0.5, n, step) for n in (width, height))
         x, y = x[(x - 0.5) % 8 <= 7], y[(y - 0.5) % 8 <= 7]
         d = np.stack(np.meshgrid(x, y), -1)[None, None] - splats.means[:, :, None, None]
-        p, q, r = np.moveaxis(np.asarray(splats.whitening)[..., None, None, :], -1, 0)
+        p, q, r = np.moveaxis(np.asarray(splats.cholesky)[..., None, None, :], -1, 0)
         sigma = ((p * d[..., 0] + q * d[..., 1]) ** 2 + (r * d[..., 1]) ** 2) / 2
         alpha = np.asarray(splats.opacities)[..., None, None] * np.exp(-sigma)
         alpha = alpha.reshape(images, num, down, len(y) // down, across, len(x) // across)

@@ -9,7 +9,8 @@ K = np.array([[10.0, 0, 4.5], [0, 20.0, 3.5], [0, 0, 1]])
 SIZE = {"width": 9, "height": 7}
 
 
-def render(means, scales, opacities, colors, **settings):
+def render(*gaussians, **settings):
+    means, scales, opacities, colors = (np.asarray(a, float) for a in gaussians)
     quats = np.tile([1.0, 0, 0, 0], (len(means), 1))
     return oracle.render(means, quats, scales, opacities, colors, VIEWMAT, K, **SIZE, **settings)
 
@@ -33,7 +34,7 @@ def test_blending_is_front_to_back_over_the_background():
         np.ones((2, 3)),
         [0.25, 0.5],
         [[0, 1.0, 0], [1.0, 0, 0]],
-        background=[0, 0, 1.0],
+        background=np.array([0, 0, 1.0]),
     )
     np.testing.assert_allclose(out.color[3, 4], [0.5, 0.125, 0.375], atol=1e-12)
     np.testing.assert_allclose(out.alpha[3, 4], 0.625, atol=1e-12)

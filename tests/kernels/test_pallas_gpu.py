@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
-from random_scenes import check_against_oracle, random_scenes
+from random_scenes import (
+    check_against_oracle,
+    check_gradients_behind_bright_splats,
+    random_scenes,
+)
 
 from kernels import pallas_gpu, rasterize, rasterizer
 from kernels.bench.scenes import Scene
@@ -51,6 +55,10 @@ def test_images_and_gradients_are_the_oracles(seed):
 def test_any_number_of_channels(channels):
     scenes = random_scenes(channels, images=9, num=24, channels=channels, **SMALL)
     check_against_oracle(scenes, channels, antialiased=True, capacity=96, **SMALL)
+
+
+def test_gradients_behind_bright_splats_keep_their_digits():
+    check_gradients_behind_bright_splats()
 
 
 def test_overflow_is_counted():

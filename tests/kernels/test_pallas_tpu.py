@@ -14,7 +14,11 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
-from random_scenes import check_against_oracle, random_scenes
+from random_scenes import (
+    check_against_oracle,
+    check_gradients_behind_bright_splats,
+    random_scenes,
+)
 
 from kernels import rasterize, rasterizer
 from kernels.bench import scenes, tpu_costs
@@ -44,6 +48,11 @@ def interpreter(backend):
 def test_images_and_gradients_are_the_oracles(interpreter):
     batch = random_scenes(0, images=9, num=NUM, channels=3, **SIZE)
     check_against_oracle(batch, 0, capacity=CAPACITY, **SIZE)
+
+
+@pytest.mark.slow
+def test_gradients_behind_bright_splats_keep_their_digits(interpreter):
+    check_gradients_behind_bright_splats()
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kernels.ply import FIELDS, Gaussians, read_ply, write_ply
+from kernels.ply import FIELDS, GaussianCloud, read_ply, write_ply
 
 
 @pytest.fixture
 def gaussians():
     rng = np.random.default_rng(0)
-    return Gaussians(
+    return GaussianCloud(
         means=rng.normal(size=(7, 3)),
         quats=rng.normal(size=(7, 4)),
         scales=rng.uniform(1e-4, 1.0, (7, 3)),
@@ -29,7 +29,9 @@ def test_what_is_written_is_read(tmp_path, gaussians):
 def test_bytes_are_the_layout_of_3d_gaussian_splatting(tmp_path):
     """A grey, half-opaque Gaussian of size 1: zeros in logits, logarithms and harmonics."""
     path = tmp_path / "one.ply"
-    write_ply(path, Gaussians([[1, 2, 3]], [[1, 0, 0, 0]], [[1, 1, 1]], [0.5], [[0.5, 0.5, 0.5]]))
+    write_ply(
+        path, GaussianCloud([[1, 2, 3]], [[1, 0, 0, 0]], [[1, 1, 1]], [0.5], [[0.5, 0.5, 0.5]])
+    )
     header, _, body = path.read_bytes().partition(b"end_header\n")
     assert header.decode().splitlines() == [
         "ply",
@@ -46,7 +48,9 @@ def test_opacity_and_scale_at_their_ends_stay_finite(tmp_path):
     path = tmp_path / "ends.ply"
     write_ply(
         path,
-        Gaussians(np.zeros((2, 3)), np.ones((2, 4)), np.zeros((2, 3)), [0, 1], np.zeros((2, 3))),
+        GaussianCloud(
+            np.zeros((2, 3)), np.ones((2, 4)), np.zeros((2, 3)), [0, 1], np.zeros((2, 3))
+        ),
     )
     read = read_ply(path)
     assert all(np.isfinite(a).all() for a in read)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import rasterize, rasterizer
+from kernels import rasterize, rasterizer, xla
 from kernels.bench import scenes
 from kernels.binning import round_capacity
 
@@ -147,6 +147,7 @@ def test_values_that_are_not_finite_are_named(batch, bad):
         (lambda s: s._replace(viewmats=s.viewmats[0, 0]), r"viewmats must be \[\*b,4,4\]"),
     ],
 )
+@pytest.mark.usefixtures("any_types")
 def test_shapes_that_do_not_go_together_are_named(batch, change, message):
     with pytest.raises(ValueError, match=message):
         render(*change(batch))
@@ -161,6 +162,7 @@ def test_shapes_that_do_not_go_together_are_named(batch, change, message):
         (dict(capacity=-5), "capacity is -5; expected"),
     ],
 )
+@pytest.mark.usefixtures("any_types")
 def test_sizes_that_are_not_whole_numbers_of_one_or_more_are_named(batch, sizes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         render(*batch, **sizes)
@@ -193,9 +195,9 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(
         rasterizer,
         "_load",
-        lambda name: (rasterizer.Backend, None) if name == "xla" else (None, f"no {name}"),
+        lambda name: (xla.BACKEND, None) if name == "xla" else (None, f"no {name}"),
     )
-    rasterizer._choose_backend.cache_clear()
+    rasterizer._choose_for.cache_clear()
     try:
         with caplog.at_level("INFO", logger="kernels.rasterizer"):
             for _ in range(3):
@@ -206,4 +208,4 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
             "rasterize: backend xla on gpu",
         ]
     finally:
-        rasterizer._choose_backend.cache_clear()
+        rasterizer._choose_for.cache_clear()

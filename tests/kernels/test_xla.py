@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_scenes import check_against_oracle, random_scenes
+from random_scenes import (
+    check_against_oracle,
+    check_gradients_behind_bright_splats,
+    random_scenes,
+)
 
 from kernels import oracle, rasterize, rasterizer, xla
 from kernels.bench import scenes
@@ -34,6 +38,10 @@ def test_images_and_gradients_are_the_oracles(channels, width, height, antialias
     size = {"width": width, "height": height}
     batch = random_scenes(seed, images=20, num=18, channels=channels, **size)
     check_against_oracle(batch, seed, antialiased=antialiased, capacity=None, **size)
+
+
+def test_gradients_behind_bright_splats_keep_their_digits():
+    check_gradients_behind_bright_splats()
 
 
 @pytest.mark.parametrize("num", [1, 300])
@@ -64,7 +72,7 @@ def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
         dict(zip(batch._fields, map(jnp.asarray, batch), strict=True)),
         shared=False, near=0.01, antialiased=False, **SMALL,
     )  # fmt: skip
-    blend, bins = jax.jit(functools.partial(xla.forward, **size))(splats)
+    blend, residuals = jax.jit(functools.partial(xla.forward, **size))(splats)
     rng = np.random.default_rng(0)
     cotangents = [
         jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (blend.features, blend.alpha)
@@ -73,9 +81,9 @@ def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
         add: jax.jit(functools.partial(xla._differentiate, block=4, add=add))
         for add in (True, False)
     }
-    in_order, by_splat = (sums[add](splats, blend, bins, *cotangents) for add in (True, False))
+    in_order, by_splat = (sums[add](splats, residuals, *cotangents) for add in (True, False))
     np.testing.assert_allclose(in_order, by_splat, rtol=1e-4, atol=1e-4)
-    again = sums[True](splats, blend, bins, *cotangents)
+    again = sums[True](splats, residuals, *cotangents)
     np.testing.assert_array_equal(in_order, again)
 
 

@@ -11,7 +11,7 @@ from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
-from flexavatar_jax.evaluation.identity import identity_rank1
+from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.matrix import spread_text, table
 from flexavatar_jax.evaluation.metrics import mask_iou
 from flexavatar_jax.evaluation.mouth import (
@@ -40,6 +40,8 @@ class Known:
     def render(self, code, expressions, cam2head, K, **_):
         return np.stack([code(*inputs) for inputs in zip(expressions, cam2head, strict=True)])
 
+    frames = render
+
 
 def truth_of(person):
     """An avatar that shows the person's true picture."""
@@ -58,13 +60,13 @@ def grey(level):
 
 def test_identity_is_found_by_those_who_show_the_person(people):
     right = [truth_of(person) for person in people]
-    assert identity_rank1(Known(), people, right, SIZE) == {
+    assert identity_by_sector(Known(), people, right, SIZE) == {
         f"identity_{name}": 1.0 for name in ("all", "front", "side", "back")
     }
-    swapped = identity_rank1(Known(), people, right[::-1], SIZE)
-    assert swapped["identity_all"] <= 0.5
-    one_for_all = identity_rank1(Known(), people, [right[0], grey(0.0)], SIZE)
-    assert one_for_all["identity_all"] == 0.5
+    swapped = identity_by_sector(Known(), people, right[::-1], SIZE)
+    assert swapped["identity_all"] == 0
+    from_behind = [person._replace(targets=person.targets[1:3]) for person in people]
+    assert "identity_front" not in identity_by_sector(Known(), from_behind, right, SIZE)
 
 
 def test_mask_iou():

@@ -120,7 +120,9 @@ def test_a_fresh_models_gaussians_sit_on_the_template_small_and_faint():
     data = inputs()
     expression = data.pop("expression")
     gaussians = decode(model, encode(model, **data), expression, jnp.array([1]))
-    points = small_template().sample_points(config.uv_resolution, config.sample_grid).positions
+    points = (
+        small_template().sample_points(config.uv_resolution, config.gaussian_resolution).positions
+    )
     np.testing.assert_allclose(gaussians.means[0, 0], points, atol=1e-7)
     np.testing.assert_allclose(gaussians.scales, np.exp(-5), rtol=1e-5)
     np.testing.assert_allclose(gaussians.opacities, 0.1, rtol=1e-5)

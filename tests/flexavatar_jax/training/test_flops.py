@@ -41,7 +41,7 @@ def test_loops_count_as_often_as_they_run_and_wrappers_once():
     assert count(loop, array(4, 4)) == 7 * 2 * 4**3
 
 
-def test_of_a_conditional_the_dearest_branch_counts():
+def test_of_a_conditional_the_most_expensive_branch_counts():
     def either(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
 

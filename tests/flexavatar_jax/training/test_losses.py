@@ -109,7 +109,7 @@ def test_ssim_gradient_is_its_slope():
 def test_perceptual_terms_wait_for_their_phase_and_then_have_gradients():
     """With a DINOv2 of one head instead of six, which is otherwise the published one."""
     narrow = dinov2.SMALL._replace(width=64)
-    frozen = FrozenNetworks(dino=dinov2.fold(rule_weights(dinov2.shapes(narrow)), narrow))
+    frozen = FrozenNetworks(dinov2_small=dinov2.fold(rule_weights(dinov2.shapes(narrow)), narrow))
     config = CONFIG | {"dino": 2.0}
     a, b = images(0, 2, 32, 32), images(1, 2, 32, 32)
     early, parts = training_loss(a, b, config, frozen)

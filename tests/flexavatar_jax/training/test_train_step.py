@@ -14,7 +14,9 @@ from flexavatar_jax.training.train_step import TrainProgram
 def test_the_model_overfits_one_example_to_over_30_db(tiny_config):
     tiny_config.batch, tiny_config.data.targets = 1, 1
     tiny_config.data.mixture = {"procedural_multiview": 1.0}
-    tiny_config.model.update(dict(sample_grid=48, uv_resolution=48, width=64, head_tokens=8))
+    tiny_config.model.update(
+        dict(gaussian_resolution=48, uv_resolution=48, width=64, head_resolution=8)
+    )
     tiny_config.optimizer.update(dict(learning_rate=5e-3, decay_steps=250))
     tiny_config.loss.update(dict(l1=1.0, ssim=0.2))
     mesh = make_mesh(devices=jax.devices()[:1])

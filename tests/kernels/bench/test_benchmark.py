@@ -10,7 +10,7 @@ import pytest
 from kernels import rasterizer
 from kernels.bench import benchmark, peers, scenes, tpu_costs
 from kernels.bench.scenes import Scene
-from kernels.ply import Gaussians, write_ply
+from kernels.ply import GaussianCloud, write_ply
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -67,7 +67,7 @@ def test_a_ply_is_a_scene_seen_whole(tmp_path):
     path = tmp_path / "ball.ply"
     write_ply(
         path,
-        Gaussians(means, quats, np.full((500, 3), 0.01), np.full(500, 0.5), np.ones((500, 3))),
+        GaussianCloud(means, quats, np.full((500, 3), 0.01), np.full(500, 0.5), np.ones((500, 3))),
     )
     arguments = argparse.Namespace(images=3, size=64, gaussians=None)
     scene = benchmark.load_scene(str(path), arguments)

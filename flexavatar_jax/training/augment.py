@@ -6,36 +6,39 @@ the first lines of the training step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from data_pipelines.batch import Batch
+
 _LUMA = (0.2989, 0.587, 0.114)  # of ITU-R BT.601, as torchvision rounds it
 
 
-def finish_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The batch of `mixture.make_iterator`, its images float32 in [0, 1], jittered and composited.
+def finish_batch(batch: Batch) -> Batch:
+    """The batch as the pipeline sends it, its images float32 in [0, 1], jittered and composited.
 
     The input is put on white, the targets on `background`; an example's jitter is that of all its
     images. Masks become float32 in [0, 1]; all other arrays are as they were.
     """
-    jitter = batch["jitter"]
-    done = dict(batch)
-    for name, background in (
-        ("input", jnp.ones_like(batch["background"])),
-        ("target", batch["background"]),
-    ):
-        image, mask = (_to_float(batch[f"{name}_{kind}"]) for kind in ("image", "mask"))
+
+    def finish(image: Array, mask: Array, background: Array) -> tuple[Array, Array]:
+        image, mask = _to_float(image), _to_float(mask)
         per_image = (len(image), *(1,) * (image.ndim - 4))  # [B] for inputs, [B, 1] for targets
-        jittered = jitter_colours(image, jitter[:, :4].reshape(*per_image, 4))
-        image = jnp.where(jitter[:, 4].reshape(*per_image, 1, 1, 1) > 0, jittered, image)
+        jittered = jitter_colours(image, batch.jitter.reshape(*per_image, 4))
+        image = jnp.where(batch.jittered.reshape(*per_image, 1, 1, 1), jittered, image)
         alpha = mask[..., None]
-        behind = background.reshape(*per_image, 1, 1, 3)
-        done[f"{name}_image"] = alpha * image + (1 - alpha) * behind
-        done[f"{name}_mask"] = mask
-    return done
+        return alpha * image + (1 - alpha) * background.reshape(*per_image, 1, 1, 3), mask
+
+    white = jnp.ones_like(batch.background)
+    input_image, input_mask = finish(batch.input_image, batch.input_mask, white)
+    target_image, target_mask = finish(batch.target_image, batch.target_mask, batch.background)
+    return batch._replace(
+        input_image=input_image,
+        input_mask=input_mask,
+        target_image=target_image,
+        target_mask=target_mask,
+    )
 
 
 def jitter_colours(

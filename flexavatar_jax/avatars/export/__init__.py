@@ -1,0 +1,1 @@
+"""Avatars as files that other programs open: a web page, .ply, .glb, .spz."""

@@ -1,0 +1,114 @@
+"""Fitting: it finds the avatar that a picture was made of, and does so again to the bit."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import cameras
+from data_pipelines.errors import UserError
+from flexavatar_jax.avatars import fit as fit_module
+from flexavatar_jax.avatars.fit import FitSettings, _order, fit
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+K = np.array([[3, 0, 0.5], [0, 3, 0.5], [0, 0, 1]], np.float32)
+VIEWS = np.stack([cameras.orbit(a, 0, 1.0, np.zeros(3)) for a in (0, 120)]).astype(np.float32)
+EXPRESSIONS = np.zeros((2, 135), np.float32)
+
+
+@pytest.fixture(scope="module")
+def truth(animator):
+    """A person, as two cameras see them, and the code of somebody else."""
+    rng = np.random.default_rng(0)
+    codes = [
+        animator.encode(rng.integers(0, 255, (24, 24, 3), np.uint8), np.ones((24, 24)), VIEWS[0], K)
+        for _ in range(2)
+    ]
+    images = animator.render(codes[0], EXPRESSIONS, VIEWS, K)
+    return codes, np.round(images * 255).astype(np.uint8)
+
+
+def run(loaded, truth, **settings):
+    (_, start), images = truth
+    steps = []
+    fitted = fit(
+        loaded,
+        start,
+        images,
+        EXPRESSIONS,
+        VIEWS,
+        np.stack([K, K]),
+        FitSettings(**dict(steps=30) | settings),
+        progress=lambda count, loss: steps.append(count),
+    )
+    assert sum(steps) == len(fitted.losses)
+    return fitted
+
+
+def test_a_fit_brings_the_renders_to_the_pictures(animator, loaded, truth):
+    (_, start), images = truth
+    fitted = run(loaded, truth)
+
+    def error(code, offsets):
+        found = animator.render(code, EXPRESSIONS + offsets, VIEWS, K)
+        return np.abs(found - images / 255).mean()
+
+    assert error(fitted.code, fitted.offsets) < 0.6 * error(start, 0)
+    assert np.abs(fitted.offsets).max() > 0
+    assert [step for step, _ in fitted.snapshots] == [0, 8, 15, 23, 30]
+    np.testing.assert_array_equal(fitted.snapshots[0][1], start)
+    np.testing.assert_array_equal(fitted.snapshots[-1][1], fitted.code)
+
+
+def test_the_same_seed_gives_the_same_bits_however_the_clock_runs(loaded, truth, monkeypatch):
+    first = run(loaded, truth, steps=7)
+    monkeypatch.setattr(fit_module.time, "monotonic", lambda: 0.0)  # strides of another length
+    np.testing.assert_array_equal(run(loaded, truth, steps=7).code, first.code)
+    assert not np.array_equal(run(loaded, truth, steps=7, seed=1).code, first.code)
+
+
+def test_a_strong_pull_keeps_the_code_where_it_was(loaded, truth):
+    start = truth[0][1]
+    free, held = (run(loaded, truth, steps=20, pull=pull).code for pull in (0.0, 100.0))
+    assert np.abs(held - start).mean() < 0.3 * np.abs(free - start).mean()
+
+
+def test_every_picture_comes_once_before_any_comes_again():
+    order = _order(5, FitSettings(steps=10, batch=2))
+    assert order.shape == (10, 2)
+    for turn in order.reshape(4, 5):
+        assert sorted(turn) == list(range(5))
+
+
+def test_no_steps_leave_the_encoders_code(loaded, truth):
+    fitted = run(loaded, truth, steps=0)
+    np.testing.assert_array_equal(fitted.code, truth[0][1])
+    assert not fitted.offsets.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(steps=-1), "--fit is -1"),
+        (dict(batch=3), "--batch is 3; expected 1 to 2"),
+        (dict(batch=0), "--batch is 0"),
+        (dict(pull=-1.0), "--pull is -1.0"),
+        (dict(learning_rate=float("nan")), "--learning_rate is nan"),
+        (dict(learning_rate=1e20), "no longer finite after .* lower --learning_rate"),
+    ],
+)
+def test_a_fit_that_cannot_be_meant_gets_a_sentence(loaded, truth, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(loaded, truth, **settings)
+
+
+def test_a_fit_that_does_not_fit_into_memory_is_named_before_it_starts(loaded, truth, monkeypatch):
+    monkeypatch.setattr(fit_module, "free_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"fitting 2 images, 1 a step, takes .* smaller --batch"):
+        run(loaded, truth)
+
+
+def test_gaussians_that_found_no_room_are_named(loaded, truth):
+    config = loaded.config.copy_and_resolve_references()
+    config.splat_capacity = 8
+    with pytest.raises(UserError, match="found no room in the fit: set splat_capacity"):
+        run(loaded._replace(config=config), truth, steps=1)
