@@ -20,6 +20,7 @@ import os
 import numpy as np
 from absl import flags
 from etils import epath
+from jaxtyping import Float
 from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -39,7 +40,7 @@ from flexavatar_jax.evaluation.metrics import (
     training_sets,
 )
 from flexavatar_jax.evaluation.mouth import expression_following, jaw_opening
-from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
+from flexavatar_jax.evaluation.people import SECTORS, on_white, read_clip, read_people, sector
 from flexavatar_jax.evaluation.references import TrainingPeople, fitted_views
 from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
 from flexavatar_jax.runs.loading import load_model
@@ -92,24 +93,15 @@ def evaluate(
     trained_on = None if absent else TrainingPeople(config)
     animator = Animator(loaded, backend=config.rasterizer)
 
-    shown, rows, codes = [], [], []
-    for person in tqdm(people, desc="rendering test people", unit="person"):
+    clips = [read_clip(test_set, person, size) for person in people]
+    shown, rows, codes, driven = [], [], [], []
+    progress = tqdm(people, desc="rendering test people", unit="person")
+    for person, clip in zip(progress, clips, strict=True):
         source = person.input
         code = animator.encode(source.image, source.mask, source.cam2head, source.K)
         codes.append(code)
-        color, alpha = np.split(
-            animator.render(
-                code,
-                np.stack([t.expression for t in person.targets]),
-                np.stack([t.cam2head for t in person.targets]),
-                np.stack([t.K for t in person.targets]),
-                size=size,
-                background=None,
-            ),
-            [3],
-            axis=-1,
-        )
-        predictions = alpha * color + (1 - alpha)
+        predictions, alpha = seen_on_white(animator, code, person.targets, size)
+        driven.append(seen_on_white(animator, code, clip, size)[0] if clip else np.zeros(0))
         truths = np.stack([on_white(t) for t in person.targets])
         sectors = [sector(t.cam2head) for t in person.targets]
         compared = {"unseen": predictions}
@@ -125,7 +117,7 @@ def evaluate(
             for name, images in compared.items()
             for measure, values in score(images, truths).items()
         }
-        scores["iou_unseen"] = mask_iou(alpha[..., 0], np.stack([t.mask for t in person.targets]))
+        scores["iou_unseen"] = mask_iou(alpha, np.stack([t.mask for t in person.targets]))
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
         shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
@@ -137,7 +129,7 @@ def evaluate(
     ]
     metrics = summarise(rows)
     metrics |= identity_by_sector(animator, people, codes, size)
-    metrics |= expression_following(people, [person.predictions for person in shown])
+    metrics |= expression_following(clips, driven)
     metrics |= {
         "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),
         "steadiness": steadiness(animator, people, codes, size),
@@ -159,6 +151,16 @@ def evaluate(
     write(epath.Path(workdir) / "metrics.json", text)
     write(report / "metrics.json", text)
     return metrics
+
+
+def seen_on_white(
+    animator: Animator, code: Float[np.ndarray, "N D"], frames: list[Frame], size: int
+) -> tuple[Float[np.ndarray, "T H W 3"], Float[np.ndarray, "T H W"]]:
+    """An avatar as each frame's camera and expression show it: RGB on white, and its alpha."""
+    tracking = (np.stack([getattr(f, x) for f in frames]) for x in ("expression", "cam2head", "K"))
+    images = animator.render(code, *tracking, size=size, background=None)
+    color, alpha = images[..., :3], images[..., 3:]
+    return alpha * color + (1 - alpha), alpha[..., 0]
 
 
 def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.ndimage import map_coordinates
 
 from data_pipelines.cameras import invert_rigid
-from data_pipelines.frame import expression_part
+from data_pipelines.frame import Frame, expression_part
 from data_pipelines.head_mesh import MOUTH_HEIGHT
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.people import Person, on_white
@@ -56,36 +56,32 @@ def mouth_patch(
 
 
 def expression_following(
-    people: list[Person], predictions: list[Float[np.ndarray, "T H W 3"]]
+    clips: list[list[Frame]], predictions: list[Float[np.ndarray, "T H W 3"]]
 ) -> dict[str, float]:
-    """Correlation of the mouth's changes over time, rendered against true; 1 is perfect.
+    """Correlation of the mouth's changes over clips before one camera, rendered against true.
 
-    Of each person and frontal camera the mean over the moments is taken off, so that neither who
-    it is nor where the light comes from counts: a mouth that never moves gets 0.
+    Of each clip the mean over its moments is taken off, so that neither who it is nor where the
+    light comes from counts. 1 is perfect, a mouth that never moves gets 0.
 
-    Returns `mouth_correlation` and `mouth_strength` (rendered change over true change, root mean
-    squares); nothing if no frontal camera saw a person at two moments.
+    Args:
+      clips: a person's frames before a camera each, see `people.read_clip`.
+      predictions: their avatars' images, on white.
+
+    Returns:
+      `mouth_correlation` and `mouth_strength` (rendered change over true change, root mean
+      squares); nothing if no clip has two moments before a frontal camera.
     """
     rendered, true = [], []
-    for person, images in zip(people, predictions, strict=True):
-        by_camera: dict[str, list[int]] = {}
-        for i, target in enumerate(person.targets):
-            if _off_axis(target.cam2head) < FRONTAL:
-                by_camera.setdefault(target.camera, []).append(i)
-        for moments in by_camera.values():
-            if len(moments) < 2:
-                continue
-            for result, pictures in (
-                (rendered, [images[i] for i in moments]),
-                (true, [on_white(person.targets[i]) for i in moments]),
-            ):
-                patches = np.stack(
-                    [
-                        mouth_patch(picture, person.targets[i].cam2head, person.targets[i].K)
-                        for i, picture in zip(moments, pictures, strict=True)
-                    ]
-                )
-                result.append((patches - patches.mean(axis=0)).ravel())
+    for clip, images in zip(clips, predictions, strict=True):
+        seen = [i for i, frame in enumerate(clip) if _off_axis(frame.cam2head) < FRONTAL]
+        if len(seen) < 2:
+            continue
+        truths = [on_white(frame) for frame in clip]
+        for result, pictures in ((rendered, images), (true, truths)):
+            patches = np.stack(
+                [mouth_patch(pictures[i], clip[i].cam2head, clip[i].K) for i in seen]
+            )
+            result.append((patches - patches.mean(axis=0)).ravel())
     if not true:
         return {}
     rendered, true = np.concatenate(rendered), np.concatenate(true)

@@ -1,5 +1,7 @@
 """Measures of what people see, held to avatars whose answer is known: no network needed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from data_pipelines.procedural.expression import neutral_code
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
+from data_pipelines.shards import open_at_size
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.matrix import spread_text, table
@@ -20,7 +23,7 @@ from flexavatar_jax.evaluation.mouth import (
     mouth_patch,
     with_jaw,
 )
-from flexavatar_jax.evaluation.people import Person, on_white
+from flexavatar_jax.evaluation.people import Person, on_white, read_clip, read_people
 from flexavatar_jax.evaluation.references import TrainingPeople
 
 SIZE = 48
@@ -97,22 +100,37 @@ def test_the_patch_is_where_a_jaw_that_opens_changes_the_picture():
         assert change[0] > 5 * change[1]
 
 
+def clip_of(person):
+    """What the input's camera saw of the person."""
+    return [t for t in (person.input, *person.targets) if t.camera == person.input.camera]
+
+
 def test_a_mouth_that_moves_as_the_truth_does_correlates(people):
-    true = [np.stack([on_white(t) for t in person.targets]) for person in people]
-    assert expression_following(people, true) == {"mouth_correlation": 1.0, "mouth_strength": 1.0}
+    clips = [clip_of(person) for person in people]
+    true = [np.stack([on_white(frame) for frame in clip]) for clip in clips]
+    assert expression_following(clips, true) == {"mouth_correlation": 1.0, "mouth_strength": 1.0}
     weaker = [0.5 * images + 0.2 for images in true]
-    found = expression_following(people, weaker)
+    found = expression_following(clips, weaker)
     assert found == {"mouth_correlation": 1.0, "mouth_strength": 0.5}
-    opposite = expression_following(people, [1 - images for images in true])
+    opposite = expression_following(clips, [1 - images for images in true])
     assert opposite["mouth_correlation"] == -1.0
+    faceless = expression_following(clips, [np.full_like(images, 0.5) for images in true])
+    assert faceless == {"mouth_correlation": 0.0, "mouth_strength": 0.0}
 
 
 def test_a_mouth_seen_at_one_moment_only_is_not_measured(people):
-    at_once = [
-        person._replace(targets=[t for t in person.targets if t.timestep == 1]) for person in people
-    ]
-    images = [np.stack([on_white(t) for t in person.targets]) for person in at_once]
-    assert expression_following(at_once, images) == {}
+    clips = [clip_of(person)[:1] for person in people]
+    images = [np.stack([on_white(frame) for frame in clip]) for clip in clips]
+    assert expression_following(clips, images) == {}
+    assert expression_following([[]], [np.zeros(0)]) == {}
+
+
+def test_the_clip_is_the_inputs_camera_at_other_moments(tiny_config):
+    data = open_at_size(Path(tiny_config.data.root) / "procedural_multiview", 32)
+    (person,) = read_people(data, 1, 4, 32)
+    clip = read_clip(data, person, 32)
+    assert [frame.camera for frame in clip] == [person.input.camera]
+    assert [frame.timestep for frame in clip] == [1 - person.input.timestep]
 
 
 def test_the_jaws_change_is_what_the_code_does_to_the_mouth(people):
