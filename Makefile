@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11 and make.
+# `make demo`, `make view` and `make test` do everything on a fresh machine with Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
@@ -12,12 +12,8 @@ export MALLOC_TOP_PAD_ = 268435456
 # Multi-view people are scarce here, as in the paper.
 ABLATION_PEOPLE = --monocular-people 400 --monocular-timesteps 4 --multiview-people 12 --multiview-timesteps 4 \
 	--test-people 16
-ABLATION = only_mono only_multi no_sinks sinks
-comma := ,
-empty :=
-space := $(empty) $(empty)
 
-.PHONY: demo ablation test test-slow lint clean
+.PHONY: demo view ablation test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64 $(DEMO_PEOPLE)
@@ -25,11 +21,22 @@ demo: $(VENV)/.demo
 	$(RUN) flexavatar_jax.evaluate --workdir runs/demo
 	@echo "The report is at runs/demo/report/index.html"
 
+# The first test person, to be turned and moved in the browser; Ctrl-C ends.
+view: $(VENV)/.view runs/demo/test_00000.avatar
+	$(RUN) flexavatar_jax.avatar view runs/demo/test_00000.avatar --workdir runs/demo
+
+runs/demo/test_00000.avatar: runs/demo/metrics.json
+	$(RUN) flexavatar_jax.avatar create data/procedural/procedural_test/test_00000 \
+		--workdir runs/demo --out $@
+
+runs/demo/metrics.json:
+	$(MAKE) demo
+
 # Hours on two cores; given again, it goes on where it was stopped.
 ablation: $(VENV)/.demo
 	$(RUN) data_pipelines.prepare procedural --out data/ablation --size 64 $(ABLATION_PEOPLE)
 	$(RUN) flexavatar_jax.compare --seeds 0,1,2 --workdir runs/ablation --out docs/ablation \
-		--configs $(subst $(space),$(comma),$(ABLATION:%=configs/ablation/%.py))
+		--configs $$(ls configs/ablation/[a-z]*.py | paste -sd, -)
 
 test: $(VENV)/.test
 	$(RUN) pytest --numprocesses 2 --dist loadfile
@@ -49,6 +56,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
+
+$(VENV)/.view: $(VENV)/bin/python setup.py
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[view]"
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.test: $(VENV)/bin/python setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[test]"

@@ -38,14 +38,22 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10"],
     # Both for gs:// paths: gcsfs for checkpoints and logs, google-cloud-storage for tensorboardX.
     "tpu": ["jax[tpu]>=0.10", "gcsfs>=2024.6", "google-cloud-storage>=2.10"],
+    "view": ["viser>=1.1"],
+    "spz": ["gsply>=0.4.6", "zstandard>=0.23"],
     "test": [
+        "gsply>=0.4.6",
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",
+        "playwright>=1.50",
+        "plyfile>=1.1",
+        "pygltflib>=1.16",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "pyyaml>=6.0",
         "ruff>=0.14",
+        "viser>=1.1",
+        "zstandard>=0.23",
     ],
 }
 
@@ -58,7 +66,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]),
-    package_data={"kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"]},
+    package_data={
+        "flexavatar_jax": ["avatars/export/page/*"],
+        "kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

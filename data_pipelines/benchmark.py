@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import MissingFileError, UserError, report_error
+from data_pipelines.errors import UserError, report_error
+from data_pipelines.index import find_sets
 from data_pipelines.mixture import make_iterator
 from data_pipelines.record import decode_frame, parse_fields
 from data_pipelines.sampling import target_candidates
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> None:
     """Measures as `args` say, and prints; raises ValueError or OSError for a bad folder."""
-    folders = find_sets(epath.Path(args.dir))
+    folders = find_sets(args.dir)
     sets = [PreparedSet(folder) for folder in folders]
     size = args.size or min(int(prepared.index.image_size) for prepared in sets)
     print(f"{', '.join(s.name for s in sets)}: {sum(map(len, sets))} images, read at {size} pixels")
@@ -92,16 +92,6 @@ def report(args: argparse.Namespace) -> None:
             f"this {verdict} a step of {args.step_time:g} s with {args.batch} examples of "
             f"1 + {args.targets} images: {needed:.0f} images/s, {needed * total:.1f} cores' work"
         )
-
-
-def find_sets(folder: epath.Path) -> list[epath.Path]:
-    """The prepared data sets in `folder`, or `folder` itself; FileNotFoundError if none."""
-    if (folder / "index.npz").exists():
-        return [folder]
-    found = sorted(f.parent for f in folder.glob("*/index.npz"))
-    if not found:
-        raise MissingFileError(f"{folder} holds no finished data set")
-    return found
 
 
 def stage_times(

@@ -27,10 +27,11 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_pipelines.errors import MissingFileError, UserError, report_error
+from data_pipelines.errors import UserError, report_error
 from data_pipelines.files import writing
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.head_mesh import Mesh, template_mesh
+from data_pipelines.index import find_sets
 from data_pipelines.record import parse_fields
 from data_pipelines.shards import PreparedSet
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", help="folder for the pictures (default: the data set's own)")
     args = parser.parse_args(argv)
     try:
-        for prepared in open_sets(args.folder):
+        for prepared in map(PreparedSet, find_sets(args.folder)):
             out = epath.Path(args.out) / prepared.name if args.out else prepared.folder
             cams = read_cameras(prepared)
             print(describe(prepared, cams))
@@ -66,24 +67,6 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         return report_error(error)
     return 0
-
-
-def open_sets(folder: epath.PathLike) -> list[PreparedSet]:
-    """The prepared data set in `folder`, or those in its sub-folders by name.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    folder = epath.Path(folder)
-    if (folder / "index.npz").exists() or not folder.is_dir():
-        return [PreparedSet(folder)]
-    found = sorted(path.parent for path in folder.glob("*/index.npz"))
-    if not found:
-        raise MissingFileError(
-            f"{folder} holds no prepared data set; prepare one with "
-            "`python -m data_pipelines.prepare`."
-        )
-    return [PreparedSet(path) for path in found]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ place of an iterator is its step.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import math
 import multiprocessing
@@ -26,11 +28,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
+from data_pipelines.files import is_remote
 from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.sampling import shuffled, stream_seed, target_candidates
 from data_pipelines.shards import PreparedSet, RecordError, open_at_size
 
 _ENDLESS = sys.maxsize
+_REQUESTS = 32  # to a bucket at a time, by each worker
 _ATTEMPTS = 20  # inputs tried for one example before its bad records end the run
 _FEW_RECORDS = 1000  # before so many were read, a fraction of bad ones says little
 
@@ -240,8 +244,14 @@ class _Batches:
     def __getitem__(self, i: int) -> Batch:
         batch = Batch.empty(self.count, self.data["targets"], self.data["image_size"])
         start = (self.first_step + i) * self.global_batch + self.first
-        for b in range(self.count):
-            self._fill(start + b, Batch(*(field[b : b + 1] for field in batch)))
+        examples = [Batch(*(field[b : b + 1] for field in batch)) for b in range(self.count)]
+        places = range(start, start + self.count)
+        if any(is_remote(prepared.folder) for prepared in self.sets):
+            # Requests wait for the network: many at a time, or a batch would take seconds.
+            with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+                collections.deque(pool.map(self._fill, places, examples), maxlen=0)
+        else:
+            collections.deque(map(self._fill, places, examples), maxlen=0)
         return batch
 
     def _fill(self, n: int, example: Batch) -> None:

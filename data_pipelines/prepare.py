@@ -15,8 +15,9 @@ import sys
 from etils import epath
 
 from data_pipelines.errors import UserError, report_error
+from data_pipelines.index import is_finished
 from data_pipelines.record import QUALITY
-from data_pipelines.shard_writer import write_shards
+from data_pipelines.shard_writer import Part, write_shards
 
 DATA_SETS = (
     "procedural",
@@ -36,7 +37,7 @@ returns a list of `CaptureSet`s. All its options are noted in the prepared folde
 which the frames depend.
 """
 
-_NO_SETTINGS = ("out", "workers", "quality", "retry")
+_NO_SETTINGS = ("out", "workers", "quality", "retry", "part")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +62,12 @@ def main(argv: list[str] | None = None) -> int:
         options.add_argument(
             "--retry", action="store_true", help="read again the shards that left something out"
         )
+        options.add_argument(
+            "--part",
+            default="1/1",
+            metavar="K/N",
+            help="write the K-th of N parts, for many machines with one --out; finish without it",
+        )
     args = parser.parse_args(argv)
     settings = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
     if "source" in settings:  # the same folder, from wherever the command is given
@@ -72,15 +79,25 @@ def main(argv: list[str] | None = None) -> int:
             value = getattr(args, option, 1)
             if value < 1:
                 raise UserError(f"--{option} is {value}; expected 1 or more")
+        part = Part.of(args.part)
         for captures in module.capture_sets(args):
             folder = epath.Path(args.out) / captures.name
-            before = (folder / "index.npz").exists()
+            before = is_finished(folder)
             summary = write_shards(
-                captures, args.out, settings, args.workers, args.quality, args.retry
+                captures, args.out, settings, args.workers, args.quality, args.retry, part
             )
+            if summary is None:
+                print(
+                    f"{os.fspath(folder)}: part {part} is written; when all are, the same command "
+                    "without --part finishes the folder"
+                )
+                continue
             print(f"{os.fspath(folder)}: {summary}")
             if before and not args.retry:
-                print("this was prepared before and is kept; to prepare it anew, delete the folder")
+                print(
+                    "this was prepared before; what was there is kept, and clips that were new "
+                    "were added. To prepare it anew, delete the folder"
+                )
             if summary.clips_left_out or summary.frames_left_out:
                 print("to try again what was left out, add --retry to the same command")
     except (UserError, OSError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 from data_pipelines.frame import MONOCULAR
-from data_pipelines.shards import Index
+from data_pipelines.index import Index
 
 
 def shuffled(i: int, size: int, seed: int) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,38 +23,96 @@ from tqdm import tqdm
 
 from data_pipelines.cameras import rotation_from_6d
 from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
-from data_pipelines.errors import TRY_AGAIN, MissingFileError, UserError
+from data_pipelines.errors import GIVE_UP, TRY_AGAIN, MissingFileError, UserError
 from data_pipelines.files import write, writing
-from data_pipelines.frame import EXPRESSION_SIZE, expression_part
+from data_pipelines.frame import EXPRESSION_SIZE, Frame, expression_part
+from data_pipelines.index import Index, is_finished, remove_index, write_index
 from data_pipelines.numpy_files import from_npz, to_npz
+from data_pipelines.ranges import record_ends
 from data_pipelines.record import FIELDS, QUALITY, FrameError, encode_frame
-from data_pipelines.shards import Index, PreparedSet, shard_name
+from data_pipelines.shard_plan import (
+    Plan,
+    grown,
+    read_plan,
+    rename_shards,
+    shard_name,
+    split,
+    unique_names,
+    write_plan,
+)
+from data_pipelines.shards import PreparedSet
 
-MAX_CLIPS_PER_SHARD = 16
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single, already compressed, images
 
 # A shard's part of the index, kept until all shards are written and nothing is left out.
 _CLIP_COLUMNS = {"person": str, "sequence": str, "source": np.int8, "length": np.int64}
 _FRAME_COLUMNS = {"camera": str, "timestep": np.int32, "jaw": np.float32, "size": np.int64}
 _LEFT_OUT_COLUMNS = {"clips_left_out": str, "frames_left_out": str}
-_COLUMNS = {**_CLIP_COLUMNS, **_FRAME_COLUMNS, **_LEFT_OUT_COLUMNS, "num_bytes": np.int64}
+_COLUMNS = {
+    **_CLIP_COLUMNS,
+    **_FRAME_COLUMNS,
+    **_LEFT_OUT_COLUMNS,
+    "names_left_out": str,
+    "record_end": np.int64,
+    "num_bytes": np.int64,
+}
+_MOST_NAMES = 10  # of clips left out for one reason, in what is printed
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `write_shards` put into a folder, and what it left out."""
+    """What `write_shards` put into a folder, and what it left out.
+
+    Attributes:
+      people, clips, frames: how many there are.
+      clips_left_out: names of clips by the reason for which they are not there.
+      frames_left_out: number of frames by reason.
+    """
 
     people: int
     clips: int
     frames: int
-    clips_left_out: dict[str, int]
+    clips_left_out: dict[str, list[str]]
     frames_left_out: dict[str, int]
 
     def __str__(self) -> str:
         lines = [f"{self.people} people, {self.clips} clips, {self.frames} frames"]
-        for kind, reasons in (("clips", self.clips_left_out), ("frames", self.frames_left_out)):
-            lines += [f"left out {n} {kind}: {reason}" for reason, n in sorted(reasons.items())]
+        for reason, names in sorted(self.clips_left_out.items()):
+            more = len(names) - _MOST_NAMES
+            shown = ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"left out {len(names)} clips ({shown}): {reason}")
+        for reason, count in sorted(self.frames_left_out.items()):
+            lines.append(f"left out {count} frames: {reason}")
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One machine's share of a preparation: every `count`-th shard, from number `number` - 1 on."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UserError(f"--part is {self}; expected K/N with K from 1 to N, such as 3/64")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def of(cls, text: str) -> Part:
+        """A part from "3/64"; raises `UserError`."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal()):
+            raise UserError(f"--part is {text!r}; expected K/N, such as 3/64")
+        return cls(int(number), int(count))
+
+    def takes(self, shard: int) -> bool:
+        return shard % self.count == self.number - 1
+
+
+ALL = Part(1, 1)
 
 
 def write_shards(
@@ -61,11 +122,13 @@ def write_shards(
     workers: int = 1,
     quality: int = QUALITY,
     retry: bool = False,
-) -> Summary:
+    part: Part = ALL,
+) -> Summary | None:
     """Prepares `captures` into the folder `root/<name>`.
 
     A killed call is continued by the same call: finished shards are kept. The folder's bytes do
-    not depend on `workers`. A clip's encoded frames are held in memory until it is complete.
+    not depend on `workers`. A clip's encoded frames are held in memory until it is complete. Clips
+    that `captures` has won since the folder was written are added to it.
 
     Which source a folder was prepared from is told by `settings` and the clips' names; the files
     themselves are not looked at again, so what was left out is tried again only if asked to.
@@ -77,69 +140,99 @@ def write_shards(
       workers: processes; 1 works in this one.
       quality: JPEG quality.
       retry: write those shards again in which a clip or a frame was left out.
+      part: of the work, for many machines that share a folder and have it each; when all parts are
+        written, a call without it finishes the folder.
+
+    Returns:
+      What is in the folder; None for a part that leaves it unfinished.
 
     Raises:
-      ValueError: if the folder holds a data set prepared with other settings or a damaged one, a
-        clip cannot be read (which names it), or no frame is left.
-      FileNotFoundError: if the folder holds a finished data set that lacks a file.
-      ChildProcessError: if a worker process was killed.
+      UserError: if the folder holds a data set prepared with other settings or a damaged one, a
+        clip cannot be read for now (which names it), the disk is full, no frame is left, or a
+        worker process was killed.
     """
     if not captures.name.isidentifier():
         raise UserError(f"data set name {captures.name!r}: expected a Python identifier")
     if captures.num_clips < 1:
         raise UserError(f"data set {captures.name} has no clips")
     folder = epath.Path(root) / captures.name
-    settings = {
-        "format": 1,
-        "name": captures.name,
-        **(settings or {}),
-        "clips": f"{captures.num_clips} (names hashed: {_hash_names(captures)})",
-        "quality": quality,
-    }
-    _claim(folder, json.loads(json.dumps(settings)))
+    names = unique_names(map(captures.clip_name, range(captures.num_clips)))
+    settings = {"format": 1, "name": captures.name, **(settings or {}), "quality": quality}
+    _claim(folder, json.loads(json.dumps(settings)), names)
+    plan = read_plan(folder) or split(names)
+    more = grown(folder, plan, names)
     parts = folder / "parts"
-    finished = (folder / "index.npz").exists()
+    finished = is_finished(folder)
     if finished:
         PreparedSet(folder)  # it is whole, or says what is wrong with it
-    if not finished or (retry and parts.exists()):
+        summary = Summary(**_read_summary(folder))
+        retry &= bool(summary.clips_left_out or summary.frames_left_out)
+    if not finished or retry or len(more) > len(plan):
+        remove_index(folder)  # first: without it the folder is unfinished
+        plan = more
+        write_plan(folder, plan)
         parts.mkdir(parents=True, exist_ok=True)
-        for rubbish in parts.glob(".*"):  # of a process that was killed
-            rubbish.unlink()
-        if retry:
-            _forget_incomplete(folder)
-        shards = _plan(captures.num_clips)
-        job = _ShardJob(captures, os.fspath(folder), shards, quality)
-        with tqdm(total=captures.num_clips, desc=captures.name, unit="clip") as bar:
-            for clips in _map(job, len(shards), workers):
+        rename_shards(folder, captures.name, len(plan))
+        mine = [shard for shard in range(len(plan)) if part.takes(shard)]
+        _clean(parts, mine, retry)
+        job = _ShardJob(captures, os.fspath(folder), plan, names, quality)
+        with tqdm(
+            total=sum(len(plan[shard]) for shard in mine), desc=captures.name, unit="clip"
+        ) as bar:
+            for clips in _map(job, mine, workers):
                 bar.update(clips)
-        _finish(
-            folder, [from_npz((parts / f"{i:05d}.npz").read_bytes()) for i in range(len(shards))]
-        )
-    summary = Summary(**_read_json(folder / "summary.json"))
-    if parts.exists() and not (summary.clips_left_out or summary.frames_left_out):
-        parts.rmtree()
+        if part != ALL:
+            return None
+        _finish(folder, [_read_part(parts, shard) for shard in range(len(plan))])
+    return Summary(**_read_summary(folder))
+
+
+def _clean(parts: epath.Path, shards: list[int], retry: bool) -> None:
+    """Removes what a killed process left of `shards`, and what is to be tried again."""
+    for path in parts.iterdir():
+        found = re.search(r"^\.\d+\..*-(\d{5})-of-|^\.\d+\.(\d{5})\.npz$|^(\d{5})\.npz$", path.name)
+        if not found or int(next(filter(None, found.groups()))) not in shards:
+            continue
+        if path.name.startswith("."):
+            path.unlink(missing_ok=True)
+        elif retry:
+            columns = from_npz(path.read_bytes(), path)
+            if any(len(columns[name]) for name in _LEFT_OUT_COLUMNS):
+                path.unlink()
+
+
+def _read_part(parts: epath.Path, shard: int) -> dict[str, np.ndarray]:
+    path = parts / f"{shard:05d}.npz"
+    columns = from_npz(path.read_bytes(), path)
+    # Written before clips that are left out were named.
+    columns.setdefault("names_left_out", np.full(len(columns["clips_left_out"]), "?"))
+    columns.setdefault("record_end", np.zeros(len(columns["camera"]), np.int64))
+    return columns
+
+
+def _read_summary(folder: epath.Path) -> dict[str, Any]:
+    summary = _read_json(folder / "summary.json")
+    summary["clips_left_out"] = {  # once counts, not names
+        reason: names if isinstance(names, list) else ["?"] * names
+        for reason, names in summary["clips_left_out"].items()
+    }
     return summary
 
 
-def _hash_names(captures: CaptureSet) -> str:
-    names = "\n".join(captures.clip_name(i) for i in range(captures.num_clips))
-    return hashlib.sha256(names.encode()).hexdigest()[:12]
+def _hash(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
-def _forget_incomplete(folder: epath.Path) -> None:
-    """Takes shards that left something out for not written yet."""
-    (folder / "index.npz").unlink(missing_ok=True)  # first: without it the folder is unfinished
-    for part in (folder / "parts").glob("*.npz"):
-        columns = from_npz(part.read_bytes())
-        if any(len(columns[name]) for name in _LEFT_OUT_COLUMNS):
-            part.unlink()
-
-
-def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
-    """Notes the settings in a new folder; raises `ValueError` if it has other ones."""
+def _claim(folder: epath.Path, settings: dict[str, Any], names: list[str]) -> None:
+    """Notes the settings in a new folder; raises `UserError` if it has other ones."""
     path = folder / "settings.json"
     if path.exists():
         found = _read_json(path)
+        # Before there were plans, a folder was of the very clips whose names made this hash.
+        clips = found.pop("clips", None)
+        if clips is not None and read_plan(folder) is None:
+            settings = {**settings, "clips": f"{len(names)} (names hashed: {_hash(names)})"}
+            found["clips"] = clips
         for key in {**settings, **found}:
             if found.get(key) != settings.get(key):
                 raise UserError(
@@ -151,8 +244,7 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
             f"{folder} holds files that are no prepared data set: choose another folder"
         )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(settings, indent=2).encode())
+        write(path, json.dumps(settings, indent=2))
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -169,52 +261,68 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return content
 
 
-def _plan(num_clips: int) -> list[range]:
-    """The clips of each shard: at least 16 shards where there are as many clips."""
-    step = max(1, min(MAX_CLIPS_PER_SHARD, num_clips // 16))
-    return [range(i, min(i + step, num_clips)) for i in range(0, num_clips, step)]
-
-
 @dataclasses.dataclass(frozen=True)
 class _ShardJob:
     """Writes one shard and its part of the index; done in whichever process."""
 
     captures: CaptureSet
     folder: str
-    shards: list[range]
+    plan: Plan
+    names: list[str]
     quality: int
 
     def __call__(self, shard: int) -> int:
         """Writes shard number `shard` unless it is there; returns its number of clips."""
-        folder, clips = epath.Path(self.folder), self.shards[shard]
+        folder, clips = epath.Path(self.folder), self.plan[shard]
         part = folder / "parts" / f"{shard:05d}.npz"
         if part.exists():  # written after its shard
             return len(clips)
         columns: dict[str, list] = {name: [] for name in _COLUMNS}
-        name = shard_name(self.captures.name, shard, len(self.shards))
+        name = shard_name(self.captures.name, shard, len(self.plan))
         with writing(folder / name, part.parent) as path:
-            writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-            for i in clips:
+            writer = _Writer(path)
+            for clip in clips:
                 try:
-                    for record in self._encode_clip(i, columns):
-                        writer.write(record)
+                    writer.write(self._encode_clip(clip, columns))
                 except SkipClip as e:
                     columns["clips_left_out"].append(str(e))
-                except (UserError, OSError) as e:
-                    status = e.status if isinstance(e, UserError) else TRY_AGAIN
-                    clip = self.captures.clip_name(i)
-                    raise UserError(
-                        f"clip {clip} of {self.captures.name}: {e}", status=status
-                    ) from e
+                    columns["names_left_out"].append(clip)
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
+            columns["record_end"] = record_ends(path, len(columns["camera"]))
         write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in _COLUMNS.items()}))
         return len(clips)
 
-    def _encode_clip(self, i: int, columns: dict[str, list]) -> list[bytes]:
-        """Records of clip `i`, complete before it is added to `columns`; raises `SkipClip`."""
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def _read_clip(self, clip: str) -> Iterator[Frame | SkippedFrame]:
+        """Frames of a clip; raises `SkipClip` for one that can never be read, `UserError` else."""
+        try:
+            yield from self.captures.clip(self._number[clip])
+        except UserError as error:
+            if error.status == GIVE_UP:
+                raise SkipClip(str(error)) from error
+            raise
+        except (ArithmeticError, np.linalg.LinAlgError) as error:
+            raise SkipClip(f"its numbers cannot be calculated with ({error})") from error
+        except MemoryError as error:
+            raise SkipClip("it does not fit into memory") from error
+        except OSError as error:
+            raise UserError(
+                f"clip {clip} of {self.captures.name} cannot be read ({error}); mend that, and the "
+                "same command goes on from here",
+                status=TRY_AGAIN,
+            ) from error
+        except Exception as error:
+            error.add_note(f"in clip {clip} of {self.captures.name}")
+            raise
+
+    def _encode_clip(self, clip_name: str, columns: dict[str, list]) -> list[bytes]:
+        """A clip's records, complete before it is added to `columns`; raises `SkipClip`."""
         records, frames, left_out, clip = [], [], [], set()
-        for frame in self.captures.clip(i):
+        for frame in self._read_clip(clip_name):
             if isinstance(frame, SkippedFrame):
                 left_out.append(frame.reason)
                 continue
@@ -230,7 +338,7 @@ class _ShardJob:
         if not clip:
             raise SkipClip("no frame is left")
         if len(clip) > 1:
-            raise UserError("it mixes people, sequences or sources")
+            raise SkipClip("it mixes people, sequences or sources")
         for name, values in zip(_FRAME_COLUMNS, zip(*frames, strict=True), strict=True):
             columns[name] += values
         for name, value in zip(_CLIP_COLUMNS, (*clip.pop(), len(frames)), strict=True):
@@ -260,7 +368,8 @@ def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
         people=len(set(columns["person"])),
         clips=len(columns["person"]),
         frames=sum(shard_frames),
-        **{k: dict(collections.Counter(columns[k].tolist())) for k in _LEFT_OUT_COLUMNS},
+        clips_left_out=_by_reason(columns["clips_left_out"], columns["names_left_out"]),
+        frames_left_out=dict(collections.Counter(columns["frames_left_out"].tolist())),
     )
     if summary.frames == 0:
         reasons = "; ".join(str(summary).split("\n")[1:])
@@ -280,11 +389,19 @@ def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
         jaw=columns["jaw"],
         shard_start=starts(shard_frames),
         shard_bytes=columns["num_bytes"],
+        record_end=columns["record_end"],
         image_size=columns["size"].min(),
     )
     _write_tfds_metadata(folder, shard_frames, index.shard_bytes)
     write(folder / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2).encode())
-    write(folder / "index.npz", to_npz(dataclasses.asdict(index)))
+    write_index(folder, index)
+
+
+def _by_reason(reasons: np.ndarray, names: np.ndarray) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for reason, name in zip(reasons.tolist(), names.tolist(), strict=True):
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def _write_tfds_metadata(
@@ -314,22 +431,61 @@ def _write_tfds_metadata(
     )
 
 
-def _map(job: _ShardJob, count: int, workers: int) -> Iterator[int]:
-    """`job(i)` for i below `count`, in any order, by so many processes."""
+class _Writer:
+    """An ArrayRecord file; what goes wrong on its disk is an `OSError`, as of other files."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._writer = self._trying(
+            lambda: array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+        )
+
+    def write(self, records: Iterable[bytes]) -> None:
+        for record in records:
+            self._trying(lambda record=record: self._writer.write(record))
+
+    def close(self) -> None:
+        self._trying(self._writer.close)
+
+    def _trying(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split("\n")[0].split())) from error
+
+
+_job: _ShardJob | None = None
+"""What this process is to write, sent once instead of with every shard."""
+
+
+def _start(job: _ShardJob) -> None:
+    global _job
+    _job = job
+
+
+def _write_shard(shard: int) -> int:
+    return _job(shard)
+
+
+def _map(job: _ShardJob, shards: list[int], workers: int) -> Iterator[int]:
+    """`job(shard)` for each of `shards`, in any order, by so many processes."""
     if workers <= 1:
-        yield from map(job, range(count))
+        yield from map(job, shards)
         return
     # Not fork: JAX and other libraries run threads.
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_start, initargs=(job,)
+    ) as pool:
         try:
-            futures = [pool.submit(job, i) for i in range(count)]
+            futures = [pool.submit(_write_shard, shard) for shard in shards]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except concurrent.futures.BrokenExecutor as e:
             raise UserError(
                 "a worker process was killed (out of memory?): the same command goes on from here, "
-                "with fewer --workers if need be"
+                "with fewer --workers if need be",
+                status=TRY_AGAIN,
             ) from e
         finally:
             pool.shutdown(cancel_futures=True)

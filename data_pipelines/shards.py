@@ -5,82 +5,38 @@
       <name>-train.array_record-00000-of-00012      a record a frame, a clip's frames together
       dataset_info.json, features.json              TFDS's metadata: `tfds.builder_from_directory`
       summary.json                                  counts, and what was left out
-      index.npz                                     who, when and which camera; written last
+      clips.json                                    which clip is in which shard
+      parts/00000.npz                               each shard's part of the index, for growing
+      index/*.npy, index.json                       who, when and which camera; written last
 
 `shard_writer.write_shards` makes such a folder, `PreparedSet` reads it. It may lie in the cloud
-(see `files`): ArrayRecord itself knows local files only, so a remote shard is downloaded whole
-when first read.
+(see `files`): of a shard there only the records that are needed are fetched (see `ranges`); one
+that was written before their places were noted is downloaded whole when first read.
 """
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import os
 import threading
 from typing import Any
 
-import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
 from data_pipelines.cache import local_copy
 from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.files import is_remote
 from data_pipelines.frame import Frame
-from data_pipelines.numpy_files import from_npz
+from data_pipelines.index import index_version, is_finished, read_index
+from data_pipelines.ranges import FIRST_RECORD, read_record
 from data_pipelines.record import FrameError, decode_frame
+from data_pipelines.shard_plan import shard_name
 
 _OPEN_READERS = 128  # per process; the usual limit is 1024 open files
-
-
-def shard_name(name: str, shard: int, count: int) -> str:
-    """File name of shard number `shard` of `count` of the data set `name`."""
-    return f"{name}-train.array_record-{shard:05d}-of-{count:05d}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """What is known of a data set's N frames in C clips without reading them.
-
-    Attributes:
-      clip_start: [C+1] int64, first record of each clip; its frames follow one another.
-      person, sequence: [C] names of each clip.
-      source: [C] int8, `MONOCULAR` or `MULTI_VIEW`.
-      camera_names: [K] names of all cameras.
-      camera: [N] int32, row of `camera_names`.
-      timestep: [N] int32.
-      jaw: [N] float32, angle in radians by which the jaw is turned from its rest.
-      shard_start: [S+1] int64, first record of each shard.
-      shard_bytes: [S] int64, size of each shard's file.
-      image_size: pixels a side of the smallest image.
-    """
-
-    clip_start: np.ndarray
-    person: np.ndarray
-    sequence: np.ndarray
-    source: np.ndarray
-    camera_names: np.ndarray
-    camera: np.ndarray
-    timestep: np.ndarray
-    jaw: np.ndarray
-    shard_start: np.ndarray
-    shard_bytes: np.ndarray
-    image_size: np.ndarray
-
-    @property
-    def num_frames(self) -> int:
-        return int(self.clip_start[-1])
-
-    def clip_of(self, record: int) -> int:
-        """The clip to which a record belongs."""
-        return int(np.searchsorted(self.clip_start, record, side="right")) - 1
-
-    def shard_of(self, record: int) -> int:
-        """The shard in which a record lies."""
-        return int(np.searchsorted(self.shard_start, record, side="right")) - 1
 
 
 class PreparedSet:
@@ -93,23 +49,22 @@ class PreparedSet:
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
-        if not (self.folder / "index.npz").exists():
+        if not is_finished(self.folder):
             raise MissingFileError(
                 f"{self.folder} holds no finished data set; prepare it with "
                 f"`python -m data_pipelines.prepare`"
             )
         try:
             settings = (self.folder / "settings.json").read_bytes()
-            index = (self.folder / "index.npz").read_bytes()
             self.settings = json.loads(settings)
             self.name: str = self.settings["name"]
-            self.index = Index(**from_npz(index))
-        except Exception as e:  # a damaged zip file raises errors of many kinds
+            self._version = hashlib.sha256(settings + index_version(self.folder)).hexdigest()
+            self.index = read_index(self.folder, self._version)
+        except Exception as e:  # damage raises errors of many kinds
             raise UserError(
-                f"index.npz or settings.json of {self.folder} is damaged ({_first_line(e)}): copy "
+                f"the index or settings.json of {self.folder} is damaged ({_first_line(e)}): copy "
                 "it again, or delete the folder and prepare it again"
             ) from e
-        self._version = hashlib.sha256(settings + index).hexdigest()
         self._check_shards()
         self._readers = _Readers()
 
@@ -117,11 +72,22 @@ class PreparedSet:
         return self.index.num_frames
 
     def record(self, i: int) -> bytes:
-        """Record `i` as stored; raises `RecordError` if its shard cannot give it back."""
+        """Record `i` as stored.
+
+        Raises:
+          RecordError: its shard cannot give it back.
+          UserError: its shard, in the cloud, cannot be reached.
+        """
         shard = self.index.shard_of(i)
         place = i - int(self.index.shard_start[shard])
+        end = int(self.index.record_end[i])
         try:
+            if end and is_remote(self.folder):
+                begin = int(self.index.record_end[i - 1]) if place else FIRST_RECORD
+                return read_record(self._shard(shard), begin, end)
             return self._readers(self._shard(shard), self._version).read([place])[0]
+        except UserError:
+            raise  # the network's fault, not the record's
         except Exception as e:  # ArrayRecord raises RuntimeError, IndexError and others
             raise self._bad(i, FrameError("record", f"it cannot be read ({_first_line(e)})")) from e
 
@@ -180,10 +146,11 @@ class PreparedSet:
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_readers"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "index")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.index = read_index(self.folder, self._version, check=False)
         self._readers = _Readers()
 
 

@@ -171,19 +171,6 @@ def interpolate(args: argparse.Namespace) -> None:
     _write(out, frames, count, args.fps)
 
 
-def view(args: argparse.Namespace) -> None:
-    """The `view` command."""
-    viewer.check_options(args)
-    viewer.view_avatars(args, *_avatars(args, args.avatars))
-
-
-def export(args: argparse.Namespace) -> None:
-    """The `export` command."""
-    export_command.check_options(args)
-    animator, (avatar,) = _avatars(args, [args.avatar])
-    export_command.export_avatar(args, animator, avatar)
-
-
 def _check_film(args: argparse.Namespace) -> tuple[Path, tuple[float, float, float] | None]:
     """The film's file, and the colour behind it; raises `UserError` for what cannot be meant."""
     out, background = Path(args.out), scenes.parse_background(args.background)
@@ -340,15 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=interpolate)
 
-    command = commands.add_parser("view", parents=[model], help="look at avatars in the browser")
-    viewer.add_options(command)
-    command.set_defaults(run=view)
-
-    command = commands.add_parser(
-        "export", parents=[model], help="write a web page, .ply, .glb or .spz"
-    )
-    export_command.add_options(command)
-    command.set_defaults(run=export)
+    viewer.add_command(commands, model, _avatars)
+    export_command.add_command(commands, model, _avatars)
     return parser
 
 

@@ -10,6 +10,10 @@ what it must not. If the training data are there, two references stand beside: t
 the mean training image of the same sector of view, and the nearest training person. A third, the
 best avatar code there is, takes minutes: `--upper_bound`. Writes WORKDIR/metrics.json and
 WORKDIR/report/index.html.
+
+    python -m flexavatar_jax.evaluate --workdir runs/demo --shots 1,4,16 --fit 200
+
+prints quality by number of pictures, by the encoder alone and fitted (docs/avatars.md).
 """
 
 from __future__ import annotations
@@ -26,11 +30,14 @@ from tqdm import tqdm
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable, write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
+from data_pipelines.index import is_finished
 from data_pipelines.shards import open_at_size
 from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
+from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.entanglement import steadiness
+from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.metrics import (
     mask_iou,
@@ -42,7 +49,8 @@ from flexavatar_jax.evaluation.metrics import (
 from flexavatar_jax.evaluation.mouth import expression_following, jaw_opening
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_clip, read_people, sector
 from flexavatar_jax.evaluation.references import TrainingPeople, fitted_views
-from flexavatar_jax.evaluation.report import Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
+from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
@@ -88,7 +96,7 @@ def evaluate(
         ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
-    absent = [s for s in training_sets(config) if not (s / "index.npz").exists()]
+    absent = [s for s in training_sets(config) if not is_finished(s)]
     constants = None if absent else sector_means(config)
     trained_on = None if absent else TrainingPeople(config)
     animator = Animator(loaded, backend=config.rasterizer)
@@ -145,6 +153,16 @@ def evaluate(
             f"{', '.join(map(os.fspath, absent))}"
         )
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
+    export_page(
+        report / AVATAR_PAGE,
+        loaded,
+        codes[0],
+        {"as filmed": np.stack([first.expression, *(t.expression for t in people[0].targets)])},
+        first.cam2head,
+        first.K,
+        name=people[0].name,
+        pairs=False,
+    )
     open_mouths = [np.stack(images) for images, _ in jaws]
     write_report(report, config, metrics, shown, orbits, on_white(first), open_mouths)
     text = json.dumps(metrics, indent=2) + "\n"
@@ -178,6 +196,31 @@ def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
 
 
 def main() -> None:
+    if FLAGS.protocol:
+        metrics = evaluate_vfhq(
+            FLAGS.workdir,
+            FLAGS.fit,
+            step=FLAGS.step,
+            data_root=FLAGS.data_root,
+            dataset=FLAGS.dataset,
+            dinov2=FLAGS.dinov2,
+            lpips=FLAGS.lpips,
+        )
+        print_rows(metrics)
+        return
+    if FLAGS.shots:
+        shots = [int(count) for count in FLAGS.shots]
+        table = evaluate_few_shots(
+            FLAGS.workdir,
+            shots,
+            FLAGS.fit,
+            step=FLAGS.step,
+            data_root=FLAGS.data_root,
+            dataset=FLAGS.dataset,
+            dinov2=FLAGS.dinov2,
+        )
+        print_table(table)
+        return
     metrics = evaluate(
         FLAGS.workdir,
         FLAGS.step,
@@ -214,5 +257,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", "", "Test set below it, instead of config.eval.dataset.")
     flags.DEFINE_string("dinov2", "", "DINOv2 weights, if not where training had them.")
     flags.DEFINE_bool("upper_bound", False, "Also fit the best code to each test person (minutes).")
+    flags.DEFINE_list("shots", [], "Instead: quality by number of pictures, such as 1,4,16.")
+    flags.DEFINE_integer("fit", 0, "With --shots or --protocol: steps of a fit.")
+    flags.DEFINE_enum("protocol", "", ["", "vfhq"], "Instead: that of VFHQ-Test.")
+    flags.DEFINE_string("lpips", "", "With --protocol: weights of LPIPS (VGG16).")
+    flags.register_validator(
+        "shots", lambda shots: all(s.isdecimal() for s in shots), "expected numbers, such as 1,4,16"
+    )
     flags.mark_flag_as_required("workdir")
     cli.run(main)

@@ -7,6 +7,7 @@ code, with the multi-view bias sink, towards the pictures on white. One compiled
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -116,70 +117,22 @@ def fit(
     if settings.steps == 0:
         return Fitted(np.asarray(code), np.zeros_like(expressions), np.zeros(0), [])
     graph, state = nnx.split(loaded.model.folded())
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(
-            settings.learning_rate,
-            settings.steps,
-            settings.final_learning_rate / max(settings.learning_rate, 1e-30),
-        )
-    )
-    weights = {
-        "l1": settings.l1,
-        "mse": 0.0,
-        "ssim": settings.ssim,
-        "dino": settings.dino if frozen.dinov2_small is not None else 0.0,
-        "sam": settings.sam if frozen.sam2 is not None else 0.0,
-    }
-    capacity = loaded.config.splat_capacity or None
-
-    def loss(params, state, networks, data, chosen):
-        """The loss of a batch with the pull, and (without it, what found no room)."""
-        pictures, expressions, cam2heads, Ks = (x[chosen] for x in data[:-1])
-        model, encoded = nnx.merge(graph, state), data[-1]
-        codes = jnp.broadcast_to(params["code"], (len(chosen), *encoded.shape))
-        codes_and_expressions = codes, (expressions + params["offsets"][chosen])[:, None]
-        gaussians = model.decode(*codes_and_expressions, jnp.full(len(chosen), MULTI_VIEW))
-        out = render(
-            jax.tree.map(lambda x: x[:, 0], gaussians),
-            cam2heads,
-            Ks,
-            jnp.ones((len(chosen), 3)),
-            size=pictures.shape[1],
-            backend=backend,
-            capacity=capacity,
-        )
-        target = pictures.astype(jnp.float32) / 255
-        error, _ = training_loss(out.color, target, weights, networks, perceptual=True)
-        pull = settings.pull * jnp.mean((params["code"] - encoded) ** 2)
-        return error + pull, (error, jnp.sum(out.overflow))
-
-    @jax.jit
-    def run(params, moments, losses, missing, state, networks, data, order, first, last):
-        """Steps `first` to `last` - 1."""
-
-        def step(i, carry):
-            params, moments, losses, missing = carry
-            gradient, (error, lost) = jax.grad(loss, has_aux=True)(
-                params, state, networks, data, order[i]
-            )
-            updates, moments = optimizer.update(gradient, moments, params)
-            params = optax.apply_updates(params, updates)
-            return params, moments, losses.at[i].set(error), missing + lost
-
-        return jax.lax.fori_loop(first, last, step, (params, moments, losses, missing))
-
+    optimizer = _optimizer(settings)
     carry = (start, optimizer.init(start), jnp.zeros(settings.steps), jnp.zeros((), jnp.int32))
     tracking = (np.asarray(x, np.float32) for x in (expressions, cam2heads, Ks, code))
     data = tuple(jnp.asarray(x) for x in (images, *tracking))
     constant = (state, frozen, data, jnp.asarray(_order(len(images), settings)))
-    compiled = run.lower(*carry, *constant, 0, 1).compile()
+    leaves, tree = jax.tree.flatten((carry, constant))
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+    capacity = loaded.config.splat_capacity or None
+    compiled = _compile(graph, settings, backend, capacity, tree, shapes)
     _check_memory(compiled, len(images), settings.batch)
 
     done, stride, snapshots = 0, 1, [(0, np.asarray(code))]
     while done < settings.steps:
         landmark = max(done + 1, -(-settings.steps * len(snapshots) // (SNAPSHOTS - 1)))
         last, began = min(done + stride, landmark, settings.steps), time.monotonic()
-        carry = compiled(*carry, *constant, done, last)
+        carry = compiled(carry, constant, done, last)
         now = float(carry[2][last - 1])
         if int(carry[3]):
             raise UserError(
@@ -198,6 +151,74 @@ def fit(
             snapshots.append((done, np.asarray(carry[0]["code"])))
     params = jax.device_get(carry[0])
     return Fitted(params["code"], params["offsets"], np.asarray(carry[2]), snapshots)
+
+
+def _optimizer(settings: FitSettings) -> optax.GradientTransformation:
+    """Adam with cosine decay."""
+    decay = settings.final_learning_rate / max(settings.learning_rate, 1e-30)
+    return optax.adam(
+        optax.cosine_decay_schedule(settings.learning_rate, max(settings.steps, 1), decay)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _compile(
+    graph: nnx.GraphDef,
+    settings: FitSettings,
+    backend: str,
+    capacity: int | None,
+    tree: jax.tree_util.PyTreeDef,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+) -> jax.stages.Compiled:
+    """The loop for arguments of these shapes, compiled: several people take the same one."""
+    optimizer = _optimizer(settings)
+
+    def loss(params, state, networks, data, chosen):
+        """The loss of a batch with the pull, and (without it, what found no room)."""
+        pictures, expressions, cam2heads, Ks = (x[chosen] for x in data[:-1])
+        model, encoded = nnx.merge(graph, state), data[-1]
+        gaussians = model.decode(
+            jnp.broadcast_to(params["code"], (len(chosen), *encoded.shape)),
+            (expressions + params["offsets"][chosen])[:, None],
+            jnp.full(len(chosen), MULTI_VIEW),
+        )
+        out = render(
+            jax.tree.map(lambda x: x[:, 0], gaussians),
+            cam2heads,
+            Ks,
+            jnp.ones((len(chosen), 3)),
+            size=pictures.shape[1],
+            backend=backend,
+            capacity=capacity,
+        )
+        weights = {
+            "l1": settings.l1,
+            "mse": 0.0,
+            "ssim": settings.ssim,
+            "dino": 0.0 if networks.dinov2_small is None else settings.dino,
+            "sam": 0.0 if networks.sam2 is None else settings.sam,
+        }
+        target = pictures.astype(jnp.float32) / 255
+        error, _ = training_loss(out.color, target, weights, networks, perceptual=True)
+        pull = settings.pull * jnp.mean((params["code"] - encoded) ** 2)
+        return error + pull, (error, jnp.sum(out.overflow))
+
+    def run(carry, constant, first, last):
+        """Steps `first` to `last` - 1."""
+        state, networks, data, order = constant
+
+        def step(i, carry):
+            params, moments, losses, missing = carry
+            gradient, (error, lost) = jax.grad(loss, has_aux=True)(
+                params, state, networks, data, order[i]
+            )
+            updates, moments = optimizer.update(gradient, moments, params)
+            params = optax.apply_updates(params, updates)
+            return params, moments, losses.at[i].set(error), missing + lost
+
+        return jax.lax.fori_loop(first, last, step, carry)
+
+    return jax.jit(run).lower(*jax.tree.unflatten(tree, shapes), 0, 1).compile()
 
 
 def _order(images: int, settings: FitSettings) -> np.ndarray:

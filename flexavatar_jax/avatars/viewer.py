@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,17 @@ from data_pipelines.frame import MONOCULAR, MULTI_VIEW
 from data_pipelines.procedural.expression import neutral_code
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import Avatar
-from flexavatar_jax.avatars.export.splats import clamp_scales, write_splats
+from flexavatar_jax.avatars.export.splats import clamp_scales, covariances, rotations, write_splats
 from flexavatar_jax.avatars.interpolation import interpolate
 from flexavatar_jax.avatars.performances import read_performance
 from flexavatar_jax.avatars.sliders import move, random_values, sliders_of
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 if TYPE_CHECKING:
     import viser
+
+ReadAvatars = Callable[[argparse.Namespace, Sequence[str]], tuple[Animator, Sequence[Avatar]]]
+"""Loads the model and the avatars that a command names."""
 
 SCENE_SCALE = 100.0
 """viser sends covariances as float16, and those of a head, in square metres, are below its range:
@@ -49,8 +52,11 @@ NO_CLIP = "none"
 PICTURE_SIZES = ("256", "512", "1024", "2048")
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """The options of `avatar view`, besides the model's."""
+def add_command(
+    commands: argparse._SubParsersAction, model: argparse.ArgumentParser, read: ReadAvatars
+) -> None:
+    """Registers `view` with the parser of `flexavatar_jax.avatar`; `model` has its options."""
+    command = commands.add_parser("view", parents=[model], help="look at avatars in the browser")
     command.add_argument(
         "avatars", nargs="+", metavar="AVATAR", help="FILE.avatar, or what one is made from"
     )
@@ -60,6 +66,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on")
     command.add_argument("--port", type=int, default=8080, help="port to listen on, or one after")
     command.add_argument("--no-browser", action="store_true", help="don't open the browser")
+
+    def run(args: argparse.Namespace) -> None:
+        check_options(args)
+        view_avatars(args, *read(args, args.avatars))
+
+    command.set_defaults(run=run)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -132,7 +144,7 @@ class Viewer:
         self.sliders = sliders_of(animator.loaded.config)
         self.clips = {a.name: a.expressions for a in avatars if len(a.expressions) > 1} | clips
         self.wanted = Wanted()
-        self.gaussians: Gaussians | None = None
+        self.gaussians: GaussianCloud | None = None
         self.updates = 0
         """How often splats were sent."""
         self._changed = threading.Event()
@@ -167,7 +179,7 @@ class Viewer:
             self.code(wanted), self.expression(wanted)[None], wanted.source
         )
         (gaussians,) = zip(*gaussians, strict=True)
-        gaussians, _ = clamp_scales(Gaussians(*gaussians))
+        gaussians, _ = clamp_scales(GaussianCloud(*gaussians))
         self.gaussians = gaussians
         splats = (
             gaussians.means * SCENE_SCALE,
@@ -198,7 +210,7 @@ class Viewer:
 
     def picture(self, camera: viser.CameraHandle, size: int) -> Float[np.ndarray, "size size 3"]:
         """What a tab's camera sees, by the project's own rasterizer, in the middle square."""
-        R = _rotation(np.asarray(camera.wxyz, np.float64))
+        R = rotations(np.asarray(camera.wxyz, np.float64))
         cam2head = cameras.rigid(R, np.asarray(camera.position, np.float64) / SCENE_SCALE)
         focal = 0.5 / np.tan(camera.fov / 2)
         K = np.array([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]])
@@ -336,20 +348,3 @@ class Viewer:
         camera.look_at = (position - (position @ forward) * forward) * SCENE_SCALE
         camera.up = (0.0, 1.0, 0.0)
         camera.fov = float(2 * np.arctan(0.5 / avatar.K[1, 1]))
-
-
-def covariances(gaussians: Gaussians) -> Float[np.ndarray, "G 3 3"]:
-    """R S S^T R^T of each Gaussian, square metres."""
-    factors = _rotation(gaussians.quats) * gaussians.scales[:, None, :]
-    return factors @ np.swapaxes(factors, -1, -2)
-
-
-def _rotation(quats: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 3 3"]:
-    """Rotation matrices of unit quaternions (w, x, y, z)."""
-    w, x, y, z = np.moveaxis(quats, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, -1) for row in rows], -2)

@@ -17,6 +17,9 @@ from data_pipelines.files import write
 from flexavatar_jax.avatars.film import write_film
 from flexavatar_jax.training.metric_log import read_metrics
 
+AVATAR_PAGE = "avatar.html"
+"""The first person's avatar, to be turned by hand: it lies beside the report and is shown in it."""
+
 SHOWN_TARGETS = 8
 TILE = 128
 
@@ -54,7 +57,10 @@ def write_report(
     `mouths`: each person's avatar, jaw closed and open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [_section_orbit(folder, orbits, orbit_input), _section_metrics(metrics)]
+    sections = [_section_orbit(folder, orbits, orbit_input)]
+    if (folder / AVATAR_PAGE).exists():
+        sections.append(_section_avatar(folder, people[0]))
+    sections.append(_section_metrics(metrics))
     sections.append(_section_people(folder, people))
     sections.append(_section_mouths(folder, people, mouths))
     sections.append(_section_training(folder, config))
@@ -67,14 +73,15 @@ def write_report(
 def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) -> str:
     size = orbits[0].images.shape[1]
     cells = [
-        f"<figure>{_picture(folder, 'orbit_input.png', source, size)}"
+        f"<figure>{_picture(folder, 'orbit_input.png', source, size, 'the only input')}"
         "<figcaption>the only input</figcaption></figure>"
     ]
     for number, orbit in enumerate(orbits):
         gif = Path(folder) / f"orbit_{number}.gif"
         write_film(gif, orbit.images, fps=16)
         cells.append(
-            f'<figure><img src="{gif.name}" width="{size}" alt="orbit">'
+            f'<figure><img src="{gif.name}" width="{size}" '
+            f'alt="the avatar turning once round, {html.escape(orbit.title)}">'
             f"<figcaption>{html.escape(orbit.title)}</figcaption></figure>"
         )
     views = orbits[0].images[:: len(orbits[0].images) // 8][:8]
@@ -84,7 +91,24 @@ def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) 
         "<h2>One person, all the way round</h2>"
         "<p>The same avatar code decoded with each bias sink: the multi-view one gives the whole "
         f'head.</p><div class="row">{"".join(cells)}</div>'
-        '<p><img src="orbit.png" style="max-width:100%" alt="input and eight views"></p>'
+        '<p><img src="orbit.png" alt="the input, and the avatar from eight sides"></p>'
+    )
+
+
+def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
+    front = person.sectors.index("front") if "front" in person.sectors else 0
+    truth = _fit(person.truths[front], 4 * TILE)
+    picture = _picture(
+        folder, "avatar_truth.png", truth, 4 * TILE, f"{person.name}, as a camera saw them"
+    )
+    return (
+        "<h2>The same person, to turn yourself</h2>"
+        "<p>Drag to turn, move the sliders, or play what was filmed. The page is one file, "
+        f'<a href="{AVATAR_PAGE}">{AVATAR_PAGE}</a>, that can be sent to anybody.</p>'
+        f'<div class="row"><figure class="wide"><iframe src="{AVATAR_PAGE}" '
+        f'title="the avatar of {html.escape(person.name)}, with sliders"></iframe>'
+        "<figcaption>the avatar</figcaption></figure>"
+        f"<figure>{picture}<figcaption>the person</figcaption></figure></div>"
     )
 
 
@@ -152,7 +176,13 @@ def _section_mouths(
 def _section_people(folder: epath.Path, people: list[TestPerson]) -> str:
     blocks = [
         f"<h3>{html.escape(person.name)}</h3>"
-        + _picture(folder, f"person_{number:03d}.png", person_grid(person), None)
+        + _picture(
+            folder,
+            f"person_{number:03d}.png",
+            person_grid(person),
+            None,
+            f"{person.name}: the input, what cameras saw, and below it the predictions",
+        )
         for number, person in enumerate(people)
     ]
     return (
@@ -204,6 +234,7 @@ def _curve(steps: np.ndarray, loss: np.ndarray) -> str:
     )
     return (
         f'<svg viewBox="-60 -10 {width + 90} {height + 40}" width="{width + 90}" font-size="12" '
+        'role="img" aria-label="the loss over the steps" '
         f'fill="#666"><path d="M0 0V{height}H{width}" fill="none" stroke="#ccc"/>'
         f'<polyline fill="none" stroke="#36c" stroke-width="2" points="{points}"/>{texts}</svg>'
     )
@@ -224,10 +255,12 @@ def _labelled(image: np.ndarray, label: str) -> np.ndarray:
     return np.asarray(picture) / 255.0
 
 
-def _picture(folder: epath.Path, name: str, image: np.ndarray, width: int | None) -> str:
+def _picture(
+    folder: epath.Path, name: str, image: np.ndarray, width: int | None, shows: str
+) -> str:
     _save(folder / name, image)
     size = f' width="{width}"' if width else ""
-    return f'<img src="{name}"{size} alt="">'
+    return f'<img src="{name}"{size} alt="{html.escape(shows)}">'
 
 
 def _save(path: epath.Path, image: np.ndarray) -> None:
@@ -235,11 +268,16 @@ def _save(path: epath.Path, image: np.ndarray) -> None:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; }}
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1em; }}
 .row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; }}
-figcaption {{ text-align: center; color: #666; }} td, th {{ padding: .2em 1em; text-align: right; }}
-table {{ border-collapse: collapse; }} tr + tr {{ border-top: 1px solid #ddd; }}
+img, svg {{ max-width: 100%; height: auto; }} figcaption {{ text-align: center; color: #666; }}
+.wide {{ flex: 1 1 560px; min-width: min(100%, 320px); }}
+iframe {{ width: 100%; height: 530px; border: 1px solid #ddd; }}
+@media (max-width: 700px) {{ iframe {{ height: 85vh; }} td, th {{ padding: .2em .4em; }} }}
+td, th {{ padding: .2em 1em; text-align: right; }} table {{ border-collapse: collapse; }}
+tr + tr {{ border-top: 1px solid #ddd; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>

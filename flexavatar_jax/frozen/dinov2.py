@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen.layers import layer_norm, linear, normalise, patchify
@@ -61,7 +62,7 @@ Params = dict[str, Array | dict[str, Array]]
 
 
 def load(
-    path: str | os.PathLike[str], architecture: Architecture, dtype: jnp.dtype = jnp.float32
+    path: str | os.PathLike[str], architecture: Architecture, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Parameters in `dtype` from published weights; errors as `read_weights`."""
     weights = read_weights(path, shapes(architecture), architecture.source)
@@ -124,7 +125,7 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def fold(
-    weights: Mapping[str, np.ndarray], architecture: Architecture, dtype: jnp.dtype = jnp.float32
+    weights: Mapping[str, np.ndarray], architecture: Architecture, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Published weights as this module computes with them.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen.layers import layer_norm, linear, normalise
@@ -79,7 +80,7 @@ assert BLOCKS[ENTRY:EXIT] == REPEATS * BLOCKS[ENTRY : ENTRY + PERIOD]
 Params = dict
 
 
-def load(path: str | os.PathLike[str], dtype: jnp.dtype = jnp.float32) -> Params:
+def load(path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32) -> Params:
     """Parameters in `dtype` from published weights (a whole SAM's); errors as `read_weights`."""
     return fold(read_weights(path, shapes(), SOURCE), dtype)
 
@@ -134,7 +135,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def fold(weights: Mapping[str, np.ndarray], dtype: jnp.dtype = jnp.float32) -> Params:
+def fold(weights: Mapping[str, np.ndarray], dtype: DTypeLike = jnp.float32) -> Params:
     """Published weights as this module computes with them: linear layers [in, out], one position
     map (the resampled one plus the tiled window), `no_memory_embedding` in the neck's bias."""
     w = weights

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 MLP_RATIO = 4
@@ -33,7 +34,7 @@ def linear(
     features_out: int,
     axes: tuple[str | None, str | None],
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     kernel_init: nnx.Initializer = LINEAR_INIT,
     bias_init: nnx.Initializer = nnx.initializers.zeros,
     use_bias: bool = True,
@@ -52,7 +53,7 @@ def linear(
 
 
 def layer_norm(
-    features: int, *, epsilon: float = 1e-5, affine: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs
+    features: int, *, epsilon: float = 1e-5, affine: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         features,
@@ -84,8 +85,8 @@ def attend(
 
 def _attend_at_once(
     q: Float[Array, "B N H C"],
-    k: tuple[Float[Array, "B _ H C"], ...],
-    v: tuple[Float[Array, "B _ H C"], ...],
+    k: Sequence[Float[Array, "B _ H C"]],
+    v: Sequence[Float[Array, "B _ H C"]],
     *,
     causal: bool,
 ) -> Float[Array, "B N H C"]:
@@ -111,14 +112,14 @@ def _attend_at_once(
 
 def _attend_in_cache(
     q: Float[Array, "B N H C"],
-    k: tuple[Float[Array, "B _ H C"], ...],
-    v: tuple[Float[Array, "B _ H C"], ...],
+    k: Sequence[Float[Array, "B _ H C"]],
+    v: Sequence[Float[Array, "B _ H C"]],
     *,
     causal: bool,
 ) -> Float[Array, "B N H C"]:
     """`attend`, so many heads at a time as have their logits in a CPU's cache: twice as fast."""
 
-    def one_head(qkv: tuple[Float[Array, "N C"], ...]) -> Float[Array, "N C"]:
+    def one_head(qkv: tuple[Float[Array, "_ C"], ...]) -> Float[Array, "_ C"]:
         q, k, v = qkv
         logits = _logits("nc,mc->nm", q, k, causal=causal)
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
@@ -148,7 +149,7 @@ class MLP(nnx.Module):
         width: int,
         *,
         tanh: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         kernel_init: nnx.Initializer = LINEAR_INIT,
         rngs: nnx.Rngs,
     ):
@@ -165,7 +166,7 @@ class MLP(nnx.Module):
 class CausalBlock(nnx.Module):
     """A pre-norm transformer block as in GPT-2: causal attention, then an MLP with exact GELU."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         make = functools.partial(linear, dtype=dtype, kernel_init=GPT_INIT, rngs=rngs)
         self.heads = heads
         self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -190,7 +191,7 @@ class Stream(nnx.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, ends: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, width: int, heads: int, *, ends: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         head_norm = functools.partial(
@@ -230,7 +231,7 @@ class JointBlock(nnx.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, last: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, width: int, heads: int, *, last: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.tokens = Stream(width, heads, dtype=dtype, rngs=rngs)
         self.context = Stream(width, heads, ends=last, dtype=dtype, rngs=rngs)
@@ -257,7 +258,7 @@ class JointTransformer(nnx.Module):
         heads: int,
         depth: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):

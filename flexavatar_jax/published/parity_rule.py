@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
-def rule_tensor(name: str, shape: tuple[int, ...] | list[int], salt: str = "public") -> np.ndarray:
+def rule_tensor(name: str, shape: Sequence[int], salt: str = "public") -> np.ndarray:
     """The rule's value of the tensor called `name`, float32.
 
     `name` and `shape` are the published ones (PyTorch layout). `salt` chooses one of endlessly many
@@ -36,7 +37,7 @@ def rule_tensor(name: str, shape: tuple[int, ...] | list[int], salt: str = "publ
     return scaled
 
 
-def rule_weights(manifest: dict[str, list], salt: str = "public") -> dict[str, np.ndarray]:
+def rule_weights(manifest: Mapping[str, Sequence], salt: str = "public") -> dict[str, np.ndarray]:
     """Every tensor of `manifest` (name -> shape, or name -> [shape, dtype]) by the rule."""
-    shapes = {n: e[0] if e and isinstance(e[0], list) else e for n, e in manifest.items()}
+    shapes = {n: e[0] if e and isinstance(e[0], Sequence) else e for n, e in manifest.items()}
     return {name: rule_tensor(name, shape, salt) for name, shape in shapes.items()}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from tiny_captures import TinyCaptures
 
+from data_pipelines.index import Index
 from data_pipelines.sampling import shuffled, target_candidates
 from data_pipelines.shard_writer import write_shards
-from data_pipelines.shards import Index, PreparedSet
+from data_pipelines.shards import PreparedSet
 
 
 def index(root, **captures) -> Index:

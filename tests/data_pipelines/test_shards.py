@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+import pickle
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 
@@ -13,14 +17,16 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny_captures import TinyCaptures, expression, frame
 
-from data_pipelines.errors import MissingFileError, UserError
+from data_pipelines.errors import TRY_AGAIN, MissingFileError, UserError
+from data_pipelines.numpy_files import to_npz
 from data_pipelines.record import FrameError
-from data_pipelines.shard_writer import jaw_angle, write_shards
+from data_pipelines.shard_writer import Part, jaw_angle, write_shards
 from data_pipelines.shards import PreparedSet
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_frames_come_back_as_written(tmp_path):
@@ -118,7 +124,7 @@ class RenamedClip(TinyCaptures):
 def test_as_many_clips_of_other_names_are_other_captures(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(DiesAtClip(), tmp_path)
-    with pytest.raises(UserError, match=r"was prepared with clips 4 \(names hashed: .* not 4"):
+    with pytest.raises(UserError, match=r"was prepared with 1 clips that its source .* \(s3, "):
         write_shards(RenamedClip(), tmp_path)
 
 
@@ -133,9 +139,9 @@ def test_folder_of_something_else_is_left_alone(tmp_path):
 def test_summary_says_what_was_left_out_and_why(tmp_path):
     summary = write_shards(TinyCaptures(skip=(1,), bad_frames=(2,)), tmp_path)
     assert (summary.people, summary.clips, summary.frames) == (2, 3, 12)
-    assert summary.clips_left_out == {"its calibration is missing": 1}
+    assert summary.clips_left_out == {"its calibration is missing": ["s1"]}
     assert summary.frames_left_out == {"K: it holds a number that is not finite": 3}
-    assert "left out 1 clips: its calibration is missing" in str(summary)
+    assert "left out 1 clips (s1): its calibration is missing" in str(summary)
     assert len(PreparedSet(tmp_path / "tiny")) == 12
 
 
@@ -168,7 +174,7 @@ class UnreadableClip(TinyCaptures):
 
 
 def test_clip_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"clip s2 of tiny: video.mp4 is no video"):
+    with pytest.raises(UserError, match=r"clip s2 of tiny cannot be read \(video\.mp4"):
         write_shards(UnreadableClip(), tmp_path)
 
 
@@ -184,7 +190,7 @@ def test_killed_worker_is_reported_and_leaves_no_rubbish_behind(tmp_path):
     with pytest.raises(UserError, match="worker process was killed"):
         write_shards(KillsItsWorker(), tmp_path, workers=2)
     write_shards(TinyCaptures(), tmp_path)
-    assert len(list((tmp_path / "tiny").iterdir())) == 4 + 5  # shards, and the files beside them
+    assert len(list((tmp_path / "tiny").iterdir())) == 4 + 8  # shards, and the files beside them
 
 
 def test_nothing_to_write_is_an_error(tmp_path):
@@ -206,8 +212,8 @@ class MixedClip(TinyCaptures):
         yield frame(person="b")
 
 
-def test_clip_of_two_people_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="clip s0 of tiny: it mixes people"):
+def test_clip_of_two_people_is_left_out(tmp_path):
+    with pytest.raises(UserError, match=r"left out 4 clips \(s0, s1, s2, s3\): it mixes people"):
         write_shards(MixedClip(), tmp_path)
 
 
@@ -244,7 +250,7 @@ def test_a_damaged_folder_is_not_taken_for_a_finished_one(tmp_path):
     write_shards(TinyCaptures(), tmp_path)
 
 
-@pytest.mark.parametrize("file", ["index.npz", "settings.json"])
+@pytest.mark.parametrize("file", ["index.json", "index/jaw.npy", "settings.json"])
 def test_damaged_index_is_named(tmp_path, file):
     write_shards(TinyCaptures(), tmp_path)
     whole = (tmp_path / "tiny" / file).read_bytes()
@@ -255,10 +261,9 @@ def test_damaged_index_is_named(tmp_path, file):
 
 def test_flipped_bits_of_the_index_are_found(tmp_path):
     write_shards(TinyCaptures(), tmp_path)
-    path = tmp_path / "tiny" / "index.npz"
-    whole, jaw = path.read_bytes(), PreparedSet(tmp_path / "tiny").index.jaw.tobytes()
-    flipped = bytearray(whole)
-    flipped[whole.index(jaw) + 5] ^= 4
+    path = tmp_path / "tiny" / "index" / "jaw.npy"
+    flipped = bytearray(path.read_bytes())
+    flipped[-5] ^= 4
     path.write_bytes(flipped)
     with pytest.raises(UserError, match="is damaged"):
         PreparedSet(tmp_path / "tiny")
@@ -308,7 +313,6 @@ def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
     remote, local = PreparedSet("s3://bucket/data/tiny"), PreparedSet(tmp_path / "local" / "tiny")
     assert [remote.record(i) for i in range(20)] == [local.record(i) for i in range(20)]
     assert (epath.Path("s3://bucket/data/tiny") / "dataset_info.json").exists()
-    assert not (epath.Path("s3://bucket/data/tiny") / "parts").exists()
 
 
 def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):
@@ -323,3 +327,120 @@ def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):
 def write_to_bucket(root: str, quality: int) -> str:
     write_shards(TinyCaptures(), root, quality=quality)
     return f"{root}/tiny"
+
+
+def test_a_folder_with_all_of_its_index_in_one_file_still_opens(tmp_path):
+    """As it was written before columns were mapped."""
+    write_shards(TinyCaptures(), tmp_path)
+    folder = tmp_path / "tiny"
+    index = PreparedSet(folder).index
+    (folder / "index.npz").write_bytes(to_npz(dataclasses.asdict(index)))
+    (folder / "index.json").unlink()
+    shutil.rmtree(folder / "index")
+    for name, column in dataclasses.asdict(PreparedSet(folder).index).items():
+        np.testing.assert_array_equal(column, getattr(index, name))
+
+
+def test_processes_map_the_index_and_are_not_sent_it(tmp_path):
+    write_shards(TinyCaptures(num_clips=64), tmp_path)
+    prepared = PreparedSet(tmp_path / "tiny")
+    sent = pickle.dumps(prepared)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).frame(7).person == prepared.frame(7).person
+    assert not prepared.index.jaw.flags.owndata  # it lies in the file
+
+
+def test_a_folder_grows_and_what_was_there_is_not_written_again(tmp_path):
+    folder = tmp_path / "tiny"
+    write_shards(TinyCaptures(num_clips=3), tmp_path)
+    times = {path.name[:31]: path.stat().st_mtime_ns for path in folder.glob("*record-*")}
+    assert write_shards(TinyCaptures(num_clips=5), tmp_path).clips == 5
+    prepared = PreparedSet(folder)
+    assert [prepared.frame(i).sequence for i in range(0, 25, 5)] == [f"s{i}" for i in range(5)]
+    now = {path.name[:31]: path.stat().st_mtime_ns for path in folder.glob("*record-*")}
+    assert len(now) == 5
+    assert all(path.name.endswith("-of-00005") for path in folder.glob("*record-*"))
+    assert {name: now[name] for name in times} == times
+
+
+def test_growing_that_was_killed_goes_on(tmp_path):
+    write_shards(TinyCaptures(num_clips=1), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(DiesAtClip(), tmp_path)
+    assert write_shards(TinyCaptures(), tmp_path).clips == 4
+    assert PreparedSet(tmp_path / "tiny").frame(15).sequence == "s3"
+
+
+def test_parts_written_in_any_order_are_the_whole(tmp_path):
+    captures = TinyCaptures(num_clips=7)
+    write_shards(captures, tmp_path / "whole")
+    for number in (3, 1):
+        assert write_shards(captures, tmp_path / "parts", part=Part(number, 3)) is None
+        with pytest.raises(MissingFileError, match="no finished data set"):
+            PreparedSet(tmp_path / "parts" / "tiny")
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts/tiny").glob("*record*")}
+    assert len(shards) == 5
+    write_shards(captures, tmp_path / "parts", part=Part(2, 3))
+    assert write_shards(captures, tmp_path / "parts").clips == 7
+    assert contents(tmp_path / "parts" / "tiny") == contents(tmp_path / "whole" / "tiny")
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards  # merged, not written anew
+
+
+def test_a_part_leaves_alone_what_another_is_writing(tmp_path):
+    write_shards(TinyCaptures(), tmp_path, part=Part(1, 2))
+    unfinished = tmp_path / "tiny/parts/.77.tiny-train.array_record-00001-of-00004"
+    unfinished.touch()
+    write_shards(TinyCaptures(), tmp_path, part=Part(1, 2))
+    assert unfinished.exists()
+    write_shards(TinyCaptures(), tmp_path, part=Part(2, 2))
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "3", "a/b", "-1/4"])
+def test_parts_that_are_none(text):
+    with pytest.raises(UserError, match="expected K/N"):
+        Part.of(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpossibleClip(TinyCaptures):
+    error: Exception | None = None
+
+    def clip(self, i: int):
+        yield from super().clip(i)
+        if i == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("bad"), OverflowError("bad"), np.linalg.LinAlgError("bad"), MemoryError()]
+)
+def test_one_impossible_clip_costs_itself_alone(tmp_path, error):
+    summary = write_shards(ImpossibleClip(error=error), tmp_path)
+    assert summary.clips == 3
+    assert next(iter(summary.clips_left_out.values())) == ["s2"]
+
+
+def test_a_defect_of_the_program_keeps_its_trace_and_names_the_clip(tmp_path):
+    with pytest.raises(KeyError) as caught:
+        write_shards(ImpossibleClip(error=KeyError("x")), tmp_path)
+    assert caught.value.__notes__ == ["in clip s2 of tiny"]
+
+
+def test_a_full_disk_ends_a_preparation_with_a_sentence_that_may_be_tried_again(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    program = """
+import resource, sys
+from data_pipelines import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+    sizes = ["--size=64", "--monocular-people=2", "--multiview-people=1", "--test-people=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "procedural", f"--out={tmp_path}", "--workers=1", *sizes],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == TRY_AGAIN, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"error: .*/procedural_\w+-train\S* cannot be written \(.*\); make room", error)

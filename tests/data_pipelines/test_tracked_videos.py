@@ -197,7 +197,7 @@ def test_a_tracking_that_comes_later_is_taken_up_by_a_retry(tmp_path, capsys):
     assert "add --retry to the same command" in said
     track(source, "ben", count=1)
     assert run_prepare(source, out) == 0
-    assert "prepared before and is kept" in capsys.readouterr().out
+    assert "prepared before; what was there is kept" in capsys.readouterr().out
     assert run_prepare(source, out, "--retry") == 0
     said = capsys.readouterr().out
     assert "2 people, 2 clips, 2 frames" in said

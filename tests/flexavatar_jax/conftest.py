@@ -64,3 +64,41 @@ def make_tiny_config(tiny_data):
 @pytest.fixture
 def tiny_config(make_tiny_config) -> ConfigDict:
     return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def rule_run(tmp_path_factory):
+    """A run of 24 pixels with weights by a rule: all of it matters, and nothing is trained."""
+    import contextlib
+
+    from flax import nnx
+    from small_model import rule_model, small_config, small_template
+
+    from configs import flex1
+    from flexavatar_jax.runs.checkpoints import Checkpoints
+    from flexavatar_jax.runs.workdir import claim_workdir
+
+    workdir = tmp_path_factory.mktemp("rule_run")
+    config = flex1.get_config()
+    config.model = small_config(dino=False)
+    model, _ = rule_model("avatars", config.model)
+    claim_workdir(workdir, config, small_template())
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(7, nnx.state(model, nnx.Param))
+        checkpoints.wait()
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def loaded(rule_run):
+    """The model of `rule_run`."""
+    from flexavatar_jax.runs.loading import load_model
+
+    return load_model(rule_run)
+
+
+@pytest.fixture(scope="session")
+def animator(loaded):
+    from flexavatar_jax.avatars.animator import Animator
+
+    return Animator(loaded)

@@ -31,11 +31,11 @@ def lively_model() -> LoadedModel:
             width=32,
             encoder_depth=1,
             decoder_depth=1,
-            head_tokens=4,
-            expression_hidden=8,
+            head_resolution=4,
+            expression_hidden=32,
             upsampler_channels=(16,),
             uv_resolution=32,
-            sample_grid=32,
+            gaussian_resolution=32,
             max_scale=0.03,
         )
     )
@@ -43,8 +43,11 @@ def lively_model() -> LoadedModel:
     head, keys = model.gaussians, iter(jax.random.split(jax.random.key(1), 10))
     for part in (head.scale, head.offset, head.opacity, head.rotation):
         noise = jax.random.normal(next(keys), part.kernel.shape)
-        part.kernel[...] = 0.1 * noise
-    head.color.kernel[...] = 3 * head.color.kernel[...]
+        part.kernel[...] = 0.2 * noise
+    expression = model.decoder.expression
+    for part in (expression.first, expression.second, expression.third):
+        part.kernel[...] = 4 * part.kernel[...]
+    head.color.kernel[...] = 6 * head.color.kernel[...]
     head.scale.bias[...] = head.scale.bias[...] + 0.7
     head.opacity.bias[...] = head.opacity.bias[...] + 3
     return LoadedModel(model, config, 0, {}, None)

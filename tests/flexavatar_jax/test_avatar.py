@@ -9,12 +9,20 @@ from PIL import Image
 
 from data_pipelines.pixel3dmm import read_driving
 from flexavatar_jax import avatar
-from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import load_avatar, save_avatar
-from flexavatar_jax.runs.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-pytest_plugins = ()
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once(rule_run, loaded, monkeypatch):
+    """The run is restored, and its programs are compiled, once for all of these tests."""
+    real = avatar.load_model
+    monkeypatch.setattr(
+        avatar,
+        "load_model",
+        lambda workdir, *rest: loaded if workdir == str(rule_run) else real(workdir, *rest),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,7 @@ def pictures(folder):
 
 @pytest.fixture(scope="module")
 def kept(rule_run, person, tmp_path_factory):
-    """An .avatar file of a prepared person."""
+    """An .avatar file of a prepared person; the command restores the run itself."""
     path = tmp_path_factory.mktemp("kept") / "anna.avatar"
     run("create", person, "--workdir", rule_run, "--out", path)
     return path
@@ -64,13 +72,13 @@ def test_a_real_portrait_turns_all_the_way_round(rule_run, real, tmp_path):
         assert np.abs(view - views[0]).max() > 0.05
 
 
-def test_a_performance_moves_the_face_and_not_the_camera(rule_run, real, tmp_path):
+def test_a_performance_moves_the_face_and_not_the_camera(rule_run, animator, real, tmp_path):
     """Each frame of the film is the driver's expression before the portrait's own camera."""
     driving = tmp_path / "clip"
     driving.mkdir()
-    for number in (0, 10, 40):
-        name = f"{number:05d}.frame"
-        (driving / name).symlink_to(real / "driving" / "EMO-1-shout+laugh" / name)
+    for number, frame in enumerate((0, 10, 40)):
+        original = real / "driving" / "EMO-1-shout+laugh" / f"{frame:05d}.frame"
+        (driving / f"{number:05d}.frame").symlink_to(original)
     portrait = real / "inputs" / "asian_watercolor_girl.jpg"
     run("create", portrait, "--workdir", rule_run, "--out", tmp_path / "girl.avatar")
     (tmp_path / "girl.avatar").rename(tmp_path / "renamed.avatar")
@@ -80,9 +88,7 @@ def test_a_performance_moves_the_face_and_not_the_camera(rule_run, real, tmp_pat
     film = pictures(tmp_path / "driven")
     np.testing.assert_array_equal(film, pictures(tmp_path / "on_the_way"))
     girl = load_avatar(tmp_path / "renamed.avatar")
-    expected = Animator(load_model(rule_run)).render(
-        girl.code, read_driving(driving).expression, girl.cam2head, girl.K
-    )
+    expected = animator.render(girl.code, read_driving(driving).expression, girl.cam2head, girl.K)
     np.testing.assert_allclose(film, expected, atol=1 / 255)
     assert np.abs(film[1] - film[0]).max() > 0.05
 

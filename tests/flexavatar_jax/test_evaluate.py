@@ -1,9 +1,7 @@
 """Evaluation of a run: what it measures, what it writes, and what it refuses."""
 
 import json
-import re
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -33,7 +31,7 @@ def test_a_run_is_evaluated_into_metrics_and_a_report(run):
     assert stored["seconds"] > 0
     assert 5 < stored["psnr_constant_all"] < 40
     page = (run / "report" / "index.html").read_text()
-    for name in ("orbit.png", "orbit_0.gif", "person_000.png"):
+    for name in ("orbit.png", "orbit_0.gif", "person_000.png", "avatar.html"):
         assert name in page
         assert (run / "report" / name).stat().st_size > 0
     first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
@@ -73,17 +71,6 @@ def test_a_report_that_cannot_be_written_is_named_before_the_work(run, tmp_path,
 def test_weights_for_which_the_model_has_no_use_are_named(run):
     with pytest.raises(ValueError, match=r"--dinov2 no\.file: the model of .* needs no DINOv2"):
         evaluate(run, dinov2="no.file")
-
-
-def test_the_readmes_snippet_restores_a_run(run, tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_model" in s)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(snippet, names)
-    assert names["loaded"].step == 2
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -22,15 +24,26 @@ from flexavatar_jax.avatars.performances import read_performance
 from flexavatar_jax.avatars.sliders import Slider, move, sliders_of
 from flexavatar_jax.cli import check_out
 from flexavatar_jax.runs.loading import LoadedModel
-from kernels.ply import Gaussians
+from kernels.ply import GaussianCloud
 
 SWEEP_FRAMES = 24
 AS_TRACKED = "as tracked"
 """Name of the clip that holds the expressions in which the person was seen."""
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """The options of `avatar export`, besides the model's."""
+def add_command(
+    commands: argparse._SubParsersAction, model: argparse.ArgumentParser, read: Callable
+) -> None:
+    """Registers `export` with the parser of `flexavatar_jax.avatar`.
+
+    Args:
+      commands: the subparsers.
+      model: a parser with the model's options.
+      read: loads the model and the avatars that a command names.
+    """
+    command = commands.add_parser(
+        "export", parents=[model], help="write a web page, .ply, .glb or .spz"
+    )
     command.add_argument("avatar", metavar="AVATAR", help="FILE.avatar, or what one is made from")
     command.add_argument("--html", metavar="FILE", help="one web page with sliders, for anybody")
     for suffix in WRITERS:
@@ -55,6 +68,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="--html without corrections for two sliders at once: a fifth of the time",
     )
 
+    def run(args: argparse.Namespace) -> None:
+        check_options(args)
+        animator, (avatar,) = read(args, [args.avatar])
+        export_avatar(args, animator, avatar)
+
+    command.set_defaults(run=run)
+
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises `UserError` for options that cannot be meant, before the work."""
@@ -77,7 +97,16 @@ def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) 
         clips = {AS_TRACKED: seen_expressions(avatar)}
         if driving is not None:
             clips[Path(args.driving).name] = driving
-        size = export_page(args.html, avatar, animator.loaded, clips, pairs=not args.no_pairs)
+        size = export_page(
+            args.html,
+            animator.loaded,
+            avatar.code,
+            clips,
+            avatar.cam2head,
+            avatar.K,
+            name=avatar.name,
+            pairs=not args.no_pairs,
+        )
         print(f"{args.html}: {size / 1e6:.1f} MB")
     outs = [Path(getattr(args, s[1:])) for s in WRITERS if getattr(args, s[1:])]
     if not outs:
@@ -87,7 +116,7 @@ def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) 
     clamped = 0
     for number, code in enumerate(tqdm(codes, desc="exporting", unit="expression")):
         (gaussians,) = zip(*animator.gaussians(avatar.code, code[None]), strict=True)
-        gaussians, tiny = clamp_scales(Gaussians(*gaussians))
+        gaussians, tiny = clamp_scales(GaussianCloud(*gaussians))
         clamped += tiny
         for out in outs:
             write_splats(numbered(out, number) if len(codes) > 1 else out, gaussians)
@@ -101,18 +130,20 @@ def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) 
 
 
 def export_page(
-    path: str,
-    avatar: Avatar,
+    path: epath.PathLike,
     loaded: LoadedModel,
+    code: Float[np.ndarray, "N D"],
     clips: dict[str, Float[np.ndarray, "T 135"]],
+    cam2head: Float[np.ndarray, "4 4"],
+    K: Float[np.ndarray, "3 3"],
     *,
+    name: str,
     pairs: bool = True,
 ) -> int:
-    """Writes an avatar's web page; returns its size in bytes."""
+    """Writes an avatar's web page, see `write_html`; returns its size in bytes."""
     sliders = sliders_of(loaded.config)
-    rig = rig_of(avatar.code, loaded, sliders, clips, pairs=pairs)
-    head = loaded.model.gaussians
-    return write_html(path, rig, sliders, head, avatar.cam2head, avatar.K, name=avatar.name)
+    rig = rig_of(code, loaded, sliders, clips, pairs=pairs)
+    return write_html(path, rig, sliders, loaded.model.gaussians, cam2head, K, name=name)
 
 
 def rig_of(

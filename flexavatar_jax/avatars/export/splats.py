@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import write, writing
-from kernels.ply import SH_C0, Gaussians, write_ply
+from kernels.ply import SH_C0, GaussianCloud, write_ply
 
 MIN_SCALE = 1e-5
 """Metres; what is thinner is made so thick, as viewers that invert covariances fail on it."""
@@ -25,14 +26,14 @@ SPZ_FRACTIONAL_BITS = 18
 """Positions of .spz in steps of 4 micrometres, up to 32 m."""
 
 
-def clamp_scales(gaussians: Gaussians) -> tuple[Gaussians, int]:
+def clamp_scales(gaussians: GaussianCloud) -> tuple[GaussianCloud, int]:
     """The Gaussians with scales of `MIN_SCALE` or more, and how many of them had smaller ones."""
     tiny = np.asarray(gaussians.scales) < MIN_SCALE
     clamped = gaussians._replace(scales=np.maximum(gaussians.scales, MIN_SCALE))
     return clamped, int(np.sum(np.any(tiny, axis=-1)))
 
 
-def write_splats(path: epath.PathLike, gaussians: Gaussians) -> None:
+def write_splats(path: epath.PathLike, gaussians: GaussianCloud) -> None:
     """Writes Gaussians of the head frame in the format of the path's ending.
 
     Args:
@@ -47,7 +48,7 @@ def write_splats(path: epath.PathLike, gaussians: Gaussians) -> None:
     WRITERS[suffix](path, gaussians)
 
 
-def turn(gaussians: Gaussians, signs: tuple[int, int, int]) -> Gaussians:
+def turn(gaussians: GaussianCloud, signs: tuple[int, int, int]) -> GaussianCloud:
     """Gaussians turned by half a turn: axes of sign -1 change direction.
 
     Args:
@@ -68,12 +69,29 @@ def turn(gaussians: Gaussians, signs: tuple[int, int, int]) -> Gaussians:
     return gaussians._replace(means=means, quats=np.stack(turned, -1))
 
 
-def _write_ply(path: epath.PathLike, gaussians: Gaussians) -> None:
+def covariances(gaussians: GaussianCloud) -> Float[np.ndarray, "G 3 3"]:
+    """R S S^T R^T of each Gaussian, square metres."""
+    factors = rotations(gaussians.quats) * gaussians.scales[:, None, :]
+    return factors @ np.swapaxes(factors, -1, -2)
+
+
+def rotations(quats: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 3 3"]:
+    """Rotation matrices of unit quaternions (w, x, y, z)."""
+    w, x, y, z = np.moveaxis(quats, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def _write_ply(path: epath.PathLike, gaussians: GaussianCloud) -> None:
     with writing(path) as unfinished:
         write_ply(unfinished, turn(gaussians, (-1, -1, 1)))
 
 
-def _write_glb(path: epath.PathLike, gaussians: Gaussians) -> None:
+def _write_glb(path: epath.PathLike, gaussians: GaussianCloud) -> None:
     """Source: KHR_gaussian_splatting, ratified; https://github.com/KhronosGroup/glTF."""
     colors = np.asarray(gaussians.colors, np.float32)
     opacities = np.asarray(gaussians.opacities, np.float32)[:, None]
@@ -134,7 +152,7 @@ def _write_glb(path: epath.PathLike, gaussians: Gaussians) -> None:
     write(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
 
 
-def _write_spz(path: epath.PathLike, gaussians: Gaussians) -> None:
+def _write_spz(path: epath.PathLike, gaussians: GaussianCloud) -> None:
     try:
         import gsply
     except ImportError as error:
@@ -153,7 +171,7 @@ def _write_spz(path: epath.PathLike, gaussians: Gaussians) -> None:
         gsply.write_spz(unfinished, data, version=4, fractional_bits=SPZ_FRACTIONAL_BITS)
 
 
-WRITERS: dict[str, Callable[[epath.PathLike, Gaussians], None]] = {
+WRITERS: dict[str, Callable[[epath.PathLike, GaussianCloud], None]] = {
     ".ply": _write_ply,
     ".glb": _write_glb,
     ".spz": _write_spz,

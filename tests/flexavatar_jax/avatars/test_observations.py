@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.errors import UserError
 from flexavatar_jax.avatars.observations import find_tracked, read_observations
@@ -81,3 +82,66 @@ def test_a_head_follows_the_drivers_pose_from_where_it_stands():
     nearer = driver.copy()
     nearer[1] = cameras.orbit(20, 0, 1.5, np.zeros(3))
     assert np.linalg.norm(follow_pose(start, nearer)[1, :3, 3]) == pytest.approx(0.75)
+
+
+def retouched(real, kind):
+    """The real portrait's photograph as another kind of picture."""
+    photo = Image.open(real / "inputs" / "marble_sculpture.jpg")
+    if kind == "16-bit":
+        wide = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+        return Image.fromarray(wide), ".png"
+    if kind == "tiny":
+        return photo.resize((10, 15)), ".png"
+    return photo.convert({"grey": "L", "CMYK": "CMYK", "transparent": "RGBA"}[kind]), {
+        "CMYK": ".tif",
+        "transparent": ".png",
+        "grey": ".png",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["grey", "CMYK", "16-bit", "transparent"])
+def test_pictures_of_every_kind_look_the_same(kind, folders, shared_dir):
+    real = shared_dir / "real"
+    expected = read_observations([str(real / "inputs" / "marble_sculpture.jpg")]).images[0]
+    picture, suffix = retouched(real, kind)
+    path = folders / "inputs" / f"marble_sculpture{suffix}"
+    picture.save(path)
+    found = read_observations([str(path)]).images[0]
+    if kind in ("grey", "16-bit"):
+        expected = np.asarray(Image.fromarray(expected).convert("L"))[..., None]
+    assert np.abs(found.astype(int) - expected).mean() < 2
+
+
+def test_a_picture_that_was_not_the_one_tracked_is_named(folders, shared_dir):
+    picture, suffix = retouched(shared_dir / "real", "tiny")
+    path = folders / "inputs" / f"marble_sculpture{suffix}"
+    picture.save(path)
+    with pytest.raises(UserError, match="the photo of 10x15; is it the one tracked"):
+        read_observations([str(path)])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 not a photo", b"GIF89a"])
+def test_a_corrupt_picture_is_named(content, folders):
+    path = folders / "inputs" / "marble_sculpture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"marble_sculpture\.jpg"):
+        read_observations([str(path)])
+
+
+def test_a_missing_mask_is_named(shared_dir, tmp_path):
+    real = shared_dir / "real"
+    (tmp_path / "inputs").symlink_to(real / "inputs")
+    (tmp_path / "tracking").symlink_to(real / "tracking")
+    processing = tmp_path / "processing" / "marble_sculpture"
+    processing.mkdir(parents=True)
+    crop = "crop_ymin_ymax_xmin_xmax.npy"
+    (processing / crop).symlink_to(real / "processing" / "marble_sculpture" / crop)
+    with pytest.raises(UserError, match=r"seg_og/00000\.png"):
+        read_observations([str(tmp_path / "inputs" / "marble_sculpture.jpg")])
+
+
+def test_a_video_without_tracking_is_named(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "me.mp4").write_bytes(b"video")
+    with pytest.raises(UserError, match=r"me has no tracking.*run Pixel3DMM on it first"):
+        read_observations([str(tmp_path / "inputs" / "me.mp4")])

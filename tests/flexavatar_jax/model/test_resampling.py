@@ -1,5 +1,6 @@
 """Sampling maps at regular grids, with half a texel of zeros at the rim."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_reference import bilinear
@@ -12,12 +13,14 @@ def test_a_grid_is_sampled_by_definition(size, samples):
     maps = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     at = np.linspace(-1, 1, samples)
     expected = [[[bilinear(m, u, v) for u in at] for v in at] for m in maps]
-    np.testing.assert_allclose(sample_grid(maps, samples, samples), expected, atol=1e-6)
+    sampled = sample_grid(jnp.asarray(maps), samples, samples)
+    np.testing.assert_allclose(sampled, expected, atol=1e-6)
 
 
 def test_rows_and_columns_are_not_mixed_up():
     maps = np.zeros((3, 5, 1), np.float32)
     maps[1, 4] = 1
+    maps = jnp.asarray(maps)
     assert sample_grid(maps, 7, 2).shape == (7, 2, 1)
     # Row 3 of 7 is the middle; column 1 of 2 is the right edge, half of it outside.
     np.testing.assert_allclose(sample_grid(maps, 7, 2)[3, :, 0], [0, 0.5])
