@@ -167,9 +167,11 @@ def _section_mouths(
         np.concatenate([_fit(image, TILE) for image in (person.input, *pair)], axis=0)
         for person, pair in zip(people[:SHOWN_TARGETS], mouths, strict=False)
     ]
+    shows = "inputs, and their avatars with the jaw closed and open"
     return (
-        "<h2>The jaw opens with the code</h2><p>The input, and the avatar with its jaw closed and "
-        "open.</p>" + _picture(folder, "jaws.png", np.concatenate(columns, axis=1), None)
+        "<h2>The jaw and the code</h2><p>The input, and below it the avatar with its jaw closed "
+        "and open in the code.</p>"
+        + _picture(folder, "jaws.png", np.concatenate(columns, axis=1), None, shows)
     )
 
 
