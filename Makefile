@@ -9,7 +9,11 @@ export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
-.PHONY: demo view test test-slow lint clean
+# Multi-view people are scarce here, as in the paper.
+ABLATION_PEOPLE = --monocular-people 400 --monocular-timesteps 4 --multiview-people 12 --multiview-timesteps 4 \
+	--test-people 16
+
+.PHONY: demo view ablation test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) data_pipelines.prepare procedural --out data/procedural --size 64 $(DEMO_PEOPLE)
@@ -27,6 +31,12 @@ runs/demo/test_00000.avatar: runs/demo/metrics.json
 
 runs/demo/metrics.json:
 	$(MAKE) demo
+
+# Hours on two cores; given again, it goes on where it was stopped.
+ablation: $(VENV)/.demo
+	$(RUN) data_pipelines.prepare procedural --out data/ablation --size 64 $(ABLATION_PEOPLE)
+	$(RUN) flexavatar_jax.compare --seeds 0,1,2 --workdir runs/ablation --out docs/ablation \
+		--configs $$(ls configs/ablation/[a-z]*.py | paste -sd, -)
 
 test: $(VENV)/.test
 	$(RUN) pytest --numprocesses 2 --dist loadfile

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             head_resolution=32,  # side of the head's UV map of tokens
             expression_hidden=256,
             expression_tokens=4,
+            bias_sinks=True,  # one a data source; False: one and the same for all
             upsampler_channels=(512, 256),  # one doubling each
             uv_resolution=256,
             gaussian_resolution=256,  # side of the grid of Gaussians on the UV map
@@ -94,6 +95,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = ConfigDict(
         dict(
+            name="adam",  # or "muon": Adam, but for the matrices
             learning_rate=1e-4,
             final_learning_rate=0.0,
             warmup_steps=0,
@@ -101,6 +103,8 @@ def get_config() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
+            muon_learning_rate=1e-3,  # of matrices, under the same schedule
+            muon_beta=0.95,
             clip_norm=0.0,  # global gradient norm; 0: not clipped
         )
     )

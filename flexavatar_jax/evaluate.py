@@ -4,8 +4,12 @@
 
 Each test person's most frontal first frame is the only input; the model renders other frames of
 that person with the multi-view bias sink, from their own cameras with their own expression codes.
-Beside it stands the best constant, the mean training image of the same sector of view, if the
-training data are there. Writes WORKDIR/metrics.json and WORKDIR/report/index.html.
+Beside PSNR and SSIM it measures whether the head is whole (mask IoU), whether it is the person
+(identity rank-1), whether the mouth follows the code, and whether head pose in the code changes
+what it must not. If the training data are there, two references stand beside: the best constant,
+the mean training image of the same sector of view, and the nearest training person. A third, the
+best avatar code there is, takes minutes: `--upper_bound`. Writes WORKDIR/metrics.json and
+WORKDIR/report/index.html.
 
     python -m flexavatar_jax.evaluate --workdir runs/demo --shots 1,4,16 --fit 200
 
@@ -20,6 +24,7 @@ import os
 import numpy as np
 from absl import flags
 from etils import epath
+from jaxtyping import Float
 from tqdm import tqdm
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -31,9 +36,19 @@ from flexavatar_jax import cli
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.export.command import export_page
+from flexavatar_jax.evaluation.entanglement import steadiness
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
-from flexavatar_jax.evaluation.metrics import score, sector_means, summarise, training_sets
-from flexavatar_jax.evaluation.people import SECTORS, on_white, read_people, sector
+from flexavatar_jax.evaluation.identity import identity_by_sector
+from flexavatar_jax.evaluation.metrics import (
+    mask_iou,
+    score,
+    sector_means,
+    summarise,
+    training_sets,
+)
+from flexavatar_jax.evaluation.mouth import expression_following, jaw_opening
+from flexavatar_jax.evaluation.people import SECTORS, on_white, read_clip, read_people, sector
+from flexavatar_jax.evaluation.references import TrainingPeople, fitted_views
 from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
 from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
@@ -48,6 +63,8 @@ def evaluate(
     data_root: str = "",
     dataset: str = "",
     dinov2: str = "",
+    *,
+    upper_bound: bool = False,
 ) -> dict:
     """Runs the evaluation that the run's config describes; returns the metrics it wrote.
 
@@ -56,6 +73,7 @@ def evaluate(
       step: which checkpoint; by default the newest.
       data_root, dataset, dinov2: instead of the config's `data.root`, `eval.dataset` and
         `frozen.dinov2_base`.
+      upper_bound: also fit a code to all views of each person, see `references.fitted_views`.
 
     Raises:
       UserError: no run, checkpoint or data set there, or a damaged one; or the
@@ -80,35 +98,49 @@ def evaluate(
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
     absent = [s for s in training_sets(config) if not is_finished(s)]
     constants = None if absent else sector_means(config)
+    trained_on = None if absent else TrainingPeople(config)
     animator = Animator(loaded, backend=config.rasterizer)
 
-    shown, rows = [], []
-    for person in tqdm(people, desc="rendering test people", unit="person"):
+    clips = [read_clip(test_set, person, size) for person in people]
+    shown, rows, codes, driven = [], [], [], []
+    progress = tqdm(people, desc="rendering test people", unit="person")
+    for person, clip in zip(progress, clips, strict=True):
         source = person.input
         code = animator.encode(source.image, source.mask, source.cam2head, source.K)
-        predictions = animator.render(
-            code,
-            np.stack([t.expression for t in person.targets]),
-            np.stack([t.cam2head for t in person.targets]),
-            np.stack([t.K for t in person.targets]),
-            size=size,
-        )
+        codes.append(code)
+        predictions, alpha = seen_on_white(animator, code, person.targets, size)
+        driven.append(seen_on_white(animator, code, clip, size)[0] if clip else np.zeros(0))
         truths = np.stack([on_white(t) for t in person.targets])
         sectors = [sector(t.cam2head) for t in person.targets]
         compared = {"unseen": predictions}
         if constants:
             compared["constant"] = np.stack([constants[s] for s in sectors]).astype(np.float32)
+            compared["nearest"] = trained_on.views(person)
+        if upper_bound:
+            compared["bound"] = fitted_views(
+                loaded.model, person, code, size, backend=config.rasterizer
+            )
         scores = {
             f"{measure}_{name}": values
             for name, images in compared.items()
             for measure, values in score(images, truths).items()
         }
+        scores["iou_unseen"] = mask_iou(alpha, np.stack([t.mask for t in person.targets]))
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
         shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
 
+    first = people[0].input
+    jaws = [
+        jaw_opening(animator, *one, size)
+        for one in tqdm(zip(people, codes, strict=True), desc="opening jaws", total=len(people))
+    ]
     metrics = summarise(rows)
+    metrics |= identity_by_sector(animator, people, codes, size)
+    metrics |= expression_following(clips, driven)
     metrics |= {
+        "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),
+        "steadiness": steadiness(animator, people, codes, size),
         "people": len(people),
         "images": len(rows),
         "steps": loaded.step,
@@ -120,23 +152,33 @@ def evaluate(
             f"the best constant is left out, as training data are not there: "
             f"{', '.join(map(os.fspath, absent))}"
         )
-    first = people[0].input
     orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
     export_page(
         report / AVATAR_PAGE,
         loaded,
-        animator.encode(first.image, first.mask, first.cam2head, first.K),
+        codes[0],
         {"as filmed": np.stack([first.expression, *(t.expression for t in people[0].targets)])},
         first.cam2head,
         first.K,
         name=people[0].name,
         pairs=False,
     )
-    write_report(report, config, metrics, shown, orbits, on_white(first))
+    open_mouths = [np.stack(images) for images, _ in jaws]
+    write_report(report, config, metrics, shown, orbits, on_white(first), open_mouths)
     text = json.dumps(metrics, indent=2) + "\n"
     write(epath.Path(workdir) / "metrics.json", text)
     write(report / "metrics.json", text)
     return metrics
+
+
+def seen_on_white(
+    animator: Animator, code: Float[np.ndarray, "N D"], frames: list[Frame], size: int
+) -> tuple[Float[np.ndarray, "T H W 3"], Float[np.ndarray, "T H W"]]:
+    """An avatar as each frame's camera and expression show it: RGB on white, and its alpha."""
+    tracking = (np.stack([getattr(f, x) for f in frames]) for x in ("expression", "cam2head", "K"))
+    images = animator.render(code, *tracking, size=size, background=None)
+    color, alpha = images[..., :3], images[..., 3:]
+    return alpha * color + (1 - alpha), alpha[..., 0]
 
 
 def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
@@ -179,7 +221,14 @@ def main() -> None:
         )
         print_table(table)
         return
-    metrics = evaluate(FLAGS.workdir, FLAGS.step, FLAGS.data_root, FLAGS.dataset, FLAGS.dinov2)
+    metrics = evaluate(
+        FLAGS.workdir,
+        FLAGS.step,
+        FLAGS.data_root,
+        FLAGS.dataset,
+        FLAGS.dinov2,
+        upper_bound=FLAGS.upper_bound,
+    )
     for name in ("all", *SECTORS):
         if f"psnr_unseen_{name}" in metrics:
             scores = []
@@ -188,7 +237,12 @@ def main() -> None:
                 if f"{measure}_constant_{name}" in metrics:
                     score += f" (constant {metrics[f'{measure}_constant_{name}']:.{digits}f})"
                 scores.append(score)
+            for key, title in (("iou_unseen", "mask IoU"), ("identity", "identity rank-1")):
+                if f"{key}_{name}" in metrics:
+                    scores.append(f"{title} {metrics[f'{key}_{name}']:.3f}")
             print(f"{name:>5}: {', '.join(scores)}")
+    if "mouth_correlation" in metrics:
+        print(f"mouth: changes with the truth's, correlation {metrics['mouth_correlation']:.2f}")
     if "no_constant" in metrics:
         print(metrics["no_constant"])
     print(f"report: {epath.Path(FLAGS.workdir) / 'report' / 'index.html'}")
@@ -202,6 +256,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_root", "", "Where the data sets lie now, if not at config.data.root.")
     flags.DEFINE_string("dataset", "", "Test set below it, instead of config.eval.dataset.")
     flags.DEFINE_string("dinov2", "", "DINOv2 weights, if not where training had them.")
+    flags.DEFINE_bool("upper_bound", False, "Also fit the best code to each test person (minutes).")
     flags.DEFINE_list("shots", [], "Instead: quality by number of pictures, such as 1,4,16.")
     flags.DEFINE_integer("fit", 0, "With --shots or --protocol: steps of a fit.")
     flags.DEFINE_enum("protocol", "", ["", "vfhq"], "Instead: that of VFHQ-Test.")

@@ -10,7 +10,10 @@ from tqdm import tqdm
 
 from data_pipelines.frame import Frame
 from flexavatar_jax.avatars.animator import Animator
-from flexavatar_jax.evaluation.people import on_white
+from flexavatar_jax.evaluation.people import SECTORS, Person, evenly_spaced, on_white, sector
+
+IMAGES_PER_SECTOR = 4
+"""Pictures of a person from a sector that avatars are held against: each is rendered of all."""
 
 
 def identity_distances(
@@ -63,3 +66,21 @@ def rank1(distances: Float[np.ndarray, "P P"]) -> float:
     """
     relative = distances / np.mean(distances, axis=0)
     return float(np.mean(np.argmin(relative, axis=1) == np.arange(len(distances))))
+
+
+def identity_by_sector(
+    animator: Animator, people: Sequence[Person], codes: Float[np.ndarray, "P N D"], size: int
+) -> dict[str, float]:
+    """`rank1` over all views and from each sector: `identity_all`, `identity_SECTOR`.
+
+    Sectors from which somebody has no picture are left out.
+    """
+    distances = {}
+    for name in SECTORS:
+        seen = [[t for t in person.targets if sector(t.cam2head) == name] for person in people]
+        if all(seen):
+            frames = [[f[i] for i in evenly_spaced(len(f), IMAGES_PER_SECTOR)] for f in seen]
+            distances[name] = identity_distances(animator, codes, frames, size=size)
+    if distances:
+        distances["all"] = np.mean(list(distances.values()), axis=0)
+    return {f"identity_{name}": round(rank1(found), 4) for name, found in distances.items()}

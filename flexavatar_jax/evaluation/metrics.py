@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -21,6 +21,18 @@ def score(
         "psnr": np.asarray(psnr(predictions, truths)),
         "ssim": np.asarray(ssim(predictions, truths)),
     }
+
+
+def mask_iou(
+    alpha: Float[np.ndarray, "T H W"], masks: UInt8[np.ndarray, "T H W"]
+) -> Float[np.ndarray, "T"]:
+    """Intersection over union of where an avatar and where the person covers half of a pixel.
+
+    An empty avatar of a person who is there gets 0; two empty images are alike: 1.
+    """
+    ours, theirs = alpha >= 0.5, masks >= 128
+    both, either = ((ours & theirs).sum((1, 2)), (ours | theirs).sum((1, 2)))
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
 def summarise(rows: list[tuple[str, dict[str, float]]]) -> dict[str, float]:

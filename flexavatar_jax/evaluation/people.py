@@ -79,3 +79,19 @@ def spread(camera: np.ndarray, timestep: np.ndarray, wanted: int) -> np.ndarray:
     """
     camera_by_camera = np.lexsort((timestep, camera))
     return camera_by_camera[evenly_spaced(len(camera), wanted)]
+
+
+CLIP_FRAMES = 24
+"""Moments of a person's clip that are looked at."""
+
+
+def read_clip(data: PreparedSet, person: Person, size: int) -> list[Frame]:
+    """The clip that the input was taken from: other moments before the same camera, in order."""
+    index = data.index
+    clip = np.flatnonzero(index.person == person.name)[0]
+    records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
+    records = records[index.camera_names[index.camera[records]] == person.input.camera]
+    records = records[np.argsort(index.timestep[records])]
+    chosen = records[evenly_spaced(len(records), CLIP_FRAMES + 1)]
+    frames = [data.frame(int(i), size) for i in chosen]
+    return [frame for frame in frames if frame.timestep != person.input.timestep]

@@ -50,14 +50,19 @@ def write_report(
     people: list[TestPerson],
     orbits: list[Orbit],
     orbit_input: Float[np.ndarray, "H W 3"],
+    mouths: list[Float[np.ndarray, "2 H W 3"]],
 ) -> None:
-    """Writes index.html and its pictures into `folder`."""
+    """Writes index.html and its pictures into `folder`.
+
+    `mouths`: each person's avatar, jaw closed and open.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sections = [_section_orbit(folder, orbits, orbit_input)]
     if (folder / AVATAR_PAGE).exists():
         sections.append(_section_avatar(folder, people[0]))
     sections.append(_section_metrics(metrics))
     sections.append(_section_people(folder, people))
+    sections.append(_section_mouths(folder, people, mouths))
     sections.append(_section_training(folder, config))
     page = _PAGE.format(
         title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
@@ -113,9 +118,13 @@ def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
 def _section_metrics(metrics: dict[str, Any]) -> str:
     columns = {
         "PSNR, dB": ("psnr_unseen", 2),
-        "constant's PSNR": ("psnr_constant", 2),
+        "constant's": ("psnr_constant", 2),
+        "nearest person's": ("psnr_nearest", 2),
+        "best code's": ("psnr_bound", 2),
         "SSIM": ("ssim_unseen", 3),
         "constant's SSIM": ("ssim_constant", 3),
+        "mask IoU": ("iou_unseen", 3),
+        "identity rank-1": ("identity", 2),
     }
     columns = {title: c for title, c in columns.items() if f"{c[0]}_all" in metrics}
     rows = []
@@ -123,16 +132,49 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         if f"psnr_unseen_{name}" not in metrics:
             continue
         cells = "".join(
-            f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>" for key, digits in columns.values()
+            f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>"
+            if f"{key}_{name}" in metrics
+            else "<td></td>"
+            for key, digits in columns.values()
         )
         rows.append(f"<tr><th>{name}</th>{cells}</tr>")
     titles = "".join(f"<th>{title}</th>" for title in columns)
-    constant = metrics.get("no_constant", "the constant is the mean training image of the sector")
+    constant = metrics.get(
+        "no_constant",
+        "the constant is the mean training image of the sector; the nearest person is the one in "
+        "training whose portrait is nearest to the input",
+    )
+    mouth = (
+        f"When the truth's mouth changes, the avatar's changes with it (correlation over the "
+        f"frontal pictures {metrics['mouth_correlation']:.2f}, "
+        f"{100 * metrics['mouth_strength']:.0f} % as strongly). "
+        if "mouth_correlation" in metrics
+        else ""
+    )
     return (
         f"<h2>Measured</h2><table><tr><th>sector</th>{titles}</tr>{''.join(rows)}</table>"
         f"<p>{metrics['images']} images of {metrics['people']} people of "
         f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
-        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}.</p>"
+        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}. Identity rank-1: how "
+        "often the avatar nearest to a picture, of all test people's rendered alike, is the "
+        f"person's own; chance is {1 / metrics['people']:.2f}. {mouth}When only the head pose in "
+        f"the code turns, an avatar stays the same to {metrics['steadiness']:.1f} dB.</p>"
+    )
+
+
+def _section_mouths(
+    folder: epath.Path, people: list[TestPerson], mouths: list[Float[np.ndarray, "2 H W 3"]]
+) -> str:
+    """The input above, the avatar with its jaw closed and open below."""
+    columns = [
+        np.concatenate([_fit(image, TILE) for image in (person.input, *pair)], axis=0)
+        for person, pair in zip(people[:SHOWN_TARGETS], mouths, strict=False)
+    ]
+    shows = "inputs, and their avatars with the jaw closed and open"
+    return (
+        "<h2>The jaw and the code</h2><p>The input, and below it the avatar with its jaw closed "
+        "and open in the code.</p>"
+        + _picture(folder, "jaws.png", np.concatenate(columns, axis=1), None, shows)
     )
 
 

@@ -42,7 +42,9 @@ class Decoder(nnx.Module):
         self.side = config.head_resolution
         self.expression = ExpressionMLP(config, rngs=rngs)
         self.sinks = nnx.Param(
-            nnx.initializers.normal(1.0)(rngs.params(), (len(SOURCES), width), jnp.float32),
+            nnx.initializers.normal(1.0)(
+                rngs.params(), (len(SOURCES) if config.bias_sinks else 1, width), jnp.float32
+            ),
             logical_axes=(None, "embed"),
         )
         self.transformer = JointTransformer(
@@ -62,6 +64,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B E side side D"]:
         """UV feature maps, one an expression; see `FlexAvatar.decode`."""
         count = expression.shape[1]
+        source = jnp.minimum(source, self.sinks.shape[0] - 1)  # if there is one sink: that
         sinks = repeat(self.sinks[...][source].astype(self.dtype), "b d -> (b e) 1 d", e=count)
         tokens = self.expression(rearrange(expression, "b e x -> (b e) x").astype(self.dtype))
         code = repeat(code.astype(self.dtype), "b n d -> (b e) n d", e=count)

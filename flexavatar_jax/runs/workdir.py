@@ -172,6 +172,7 @@ def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
                 model[new] = model.pop(old)
         for gone in ("expression_size", "num_sources"):
             model.pop(gone, None)
+        model.setdefault("bias_sinks", True)  # before there was a choice, every run had them
     return fields
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -65,24 +66,58 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with linear warm-up, then constant or (if `decay_steps` is set) cosine decay."""
+    """Adam or Muon with linear warm-up, then constant or (if `decay_steps` is set) cosine decay."""
     o = config.optimizer
+    if o.name == "muon":
+        # Updates of matrices are as large as Adam's usually are (Liu et al., arXiv 2502.16982), so
+        # one rate's schedule does for both; what `_matrices` leaves out is Adam's.
+        optimizer = optax.contrib.muon(
+            _schedule(o, o.muon_learning_rate),
+            beta=o.muon_beta,
+            consistent_rms=0.2,
+            adam_learning_rate=_schedule(o, o.learning_rate),
+            adam_b1=o.b1,
+            adam_b2=o.b2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    else:
+        optimizer = optax.adam(_schedule(o, o.learning_rate), b1=o.b1, b2=o.b2, eps=o.eps)
+    if not o.clip_norm:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), optimizer)
+
+
+def _schedule(o: ml_collections.ConfigDict, peak: float) -> optax.Schedule | float:
     if o.decay_steps:
-        rate = optax.warmup_cosine_decay_schedule(
-            init_value=0.0 if o.warmup_steps else o.learning_rate,
-            peak_value=o.learning_rate,
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if o.warmup_steps else peak,
+            peak_value=peak,
             warmup_steps=o.warmup_steps,
             decay_steps=o.decay_steps,
             end_value=o.final_learning_rate,
         )
-    elif o.warmup_steps:
-        rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup_steps)
-    else:
-        rate = o.learning_rate
-    adam = optax.adam(rate, b1=o.b1, b2=o.b2, eps=o.eps)
-    if not o.clip_norm:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), adam)
+    return optax.linear_schedule(0.0, peak, o.warmup_steps) if o.warmup_steps else peak
+
+
+SMALLEST_MATRIX = 16
+"""Muon is for matrices that mix many with many: not for the few numbers of a Gaussian."""
+
+
+def _matrices(params: nnx.State) -> nnx.State:
+    """Which parameters Muon changes: the transformers' and the convolutions' kernels.
+
+    Embeddings (sinks, positions) are rows of their own, so they are Adam's.
+    """
+
+    def dimensions(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        embedding = any(name in jax.tree_util.keystr(path) for name in ("sinks", "positions"))
+        if x.ndim == 2 and min(x.shape) >= SMALLEST_MATRIX and not embedding:
+            return optax.contrib.MuonDimensionNumbers(0, 1)
+        if x.ndim == 4 and min(x.shape[2:]) >= SMALLEST_MATRIX:
+            return optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +172,16 @@ class TrainProgram:
         shapes = jax.eval_shape(self._initial)
         everywhere = replicated(self.mesh)
         params = parameter_shardings(self.mesh, shapes.params)
-        like_params = jax.tree.structure(shapes.params)
+        by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
 
-        def is_params(x: Any) -> bool:
-            return jax.tree.structure(x) == like_params
+        # Momenta are laid out as their parameters are; an optimizer may keep some of them only.
+        def shardings(x: Any) -> Any:
+            if isinstance(x, nnx.State):
+                return jax.tree_util.tree_map_with_path(lambda path, _: by_path[path], x)
+            return everywhere
 
         opt_state = jax.tree.map(
-            lambda x: params if is_params(x) else everywhere, shapes.opt_state, is_leaf=is_params
+            shardings, shapes.opt_state, is_leaf=lambda x: isinstance(x, nnx.State)
         )
         return TrainState(everywhere, params, opt_state, everywhere)
 

@@ -50,7 +50,9 @@ def make_tiny_config(tiny_data):
             )
         )
         config.data.update(dict(root=str(tiny_data), targets=2))
-        config.optimizer.update(dict(learning_rate=1e-3, warmup_steps=0, decay_steps=0))
+        config.optimizer.update(
+            dict(name="adam", learning_rate=1e-3, warmup_steps=0, decay_steps=0)
+        )
         config.checkpoint.every = 2
         config.log.update(dict(every=1, images_every=2, images=1))
         config.eval.update(dict(people=2, images_per_person=4, constant_images=20))

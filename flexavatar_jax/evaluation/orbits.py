@@ -1,0 +1,78 @@
+"""One input, the avatars that several runs make of it, all the way round, and the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from data_pipelines.shards import open_at_size
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.evaluation.people import Person, on_white, read_people
+from flexavatar_jax.runs.loading import load_model
+from flexavatar_jax.runs.workdir import read_config
+
+VIEWS = 8
+TILE = 112
+
+
+def orbit_sheet(
+    runs: dict[str, epath.PathLike], person: int = 0
+) -> Float[np.ndarray, "rows columns 3"]:
+    """A row of views a run, titled, the truth below; with two sinks, a row for each of both.
+
+    Views are the test person's own: one moment, cameras by azimuth.
+    """
+    rows, shown = [], None
+    for title, workdir in runs.items():
+        config = read_config(workdir)
+        size = config.model.image_size
+        data = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
+        everyone = read_people(data, person + 1, 10_000, size)
+        shown = _one_moment(everyone[person])
+        animator = Animator(load_model(workdir), backend=config.rasterizer)
+        source = shown.input
+        code = animator.encode(source.image, source.mask, source.cam2head, source.K)
+        inputs = [
+            np.stack([getattr(target, field) for target in shown.targets])
+            for field in ("expression", "cam2head", "K")
+        ]
+        sinks = {title: MULTI_VIEW}
+        if config.model.bias_sinks:
+            sinks = {
+                f"{title}: multi-view sink": MULTI_VIEW,
+                f"{title}: monocular sink": MONOCULAR,
+            }
+        for label, sink in sinks.items():
+            images = animator.render(code, *inputs, size=size, source=sink)
+            rows.append(_row(label, on_white(source), images))
+    if shown is None:
+        raise ValueError("an orbit sheet of no runs")
+    truths = [on_white(target) for target in shown.targets]
+    rows.append(_row("truth", on_white(shown.input), truths))
+    return np.concatenate(rows)
+
+
+def _one_moment(person: Person) -> Person:
+    """The targets of the first moment, at most VIEWS of them, by azimuth round the head."""
+    first = min(target.timestep for target in person.targets)
+    there = [target for target in person.targets if target.timestep == first]
+    there.sort(key=lambda t: np.arctan2(t.cam2head[0, 3], t.cam2head[2, 3]))
+    chosen = np.linspace(0, len(there) - 1, min(VIEWS, len(there))).round().astype(int)
+    return person._replace(targets=[there[i] for i in chosen])
+
+
+def _row(label: str, source: np.ndarray, images) -> Float[np.ndarray, "TILE columns 3"]:
+    tiles = [_tile(source), *(_tile(image) for image in images)]
+    picture = Image.fromarray(np.concatenate(tiles, axis=1))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(draw.textbbox((TILE + 4, 2), label), fill="white")
+    draw.text((TILE + 4, 2), label, fill="black")
+    return np.asarray(picture) / 255.0
+
+
+def _tile(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8))
+    return np.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
