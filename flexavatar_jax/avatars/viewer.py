@@ -178,8 +178,7 @@ class Viewer:
         gaussians = self.animator.gaussians(
             self.code(wanted), self.expression(wanted)[None], wanted.source
         )
-        (gaussians,) = zip(*gaussians, strict=True)
-        gaussians, _ = clamp_scales(GaussianCloud(*gaussians))
+        gaussians, _ = clamp_scales(GaussianCloud(*(x[0] for x in gaussians[:5])))
         self.gaussians = gaussians
         splats = (
             gaussians.means * SCENE_SCALE,

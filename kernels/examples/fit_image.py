@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         fitted = np.asarray(render(parameters, *target.shape[:2]).color)
         picture, ply = (out / (args.picture.stem + end) for end in ("_fit.png", "_fit.ply"))
         save_picture(picture, np.concatenate([target, fitted], axis=1))
-        write_ply(ply, GaussianCloud(*map(np.asarray, gaussians_of(parameters))))
+        write_ply(ply, GaussianCloud(*map(np.asarray, gaussians_of(parameters)[:5])))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -180,7 +180,7 @@ def gaussians_of(parameters: Parameters) -> GaussianCloud:
 def render(parameters: Parameters, height: int, width: int) -> Render:
     """The Gaussians through a camera whose image is the unit square's strip at `DEPTH`."""
     K = jnp.array([[DEPTH * width, 0.0, 0.0], [0.0, DEPTH * width, 0.0], [0.0, 0.0, 1.0]])
-    return rasterize(*gaussians_of(parameters), jnp.eye(4), K, width=width, height=height)
+    return rasterize(*gaussians_of(parameters)[:5], jnp.eye(4), K, width=width, height=height)
 
 
 def save_picture(path: Path, picture: Float[np.ndarray, "H W 3"]) -> None:

@@ -115,8 +115,8 @@ def export_avatar(args: argparse.Namespace, animator: Animator, avatar: Avatar) 
     codes = _expressions(args, sliders) if driving is None else driving
     clamped = 0
     for number, code in enumerate(tqdm(codes, desc="exporting", unit="expression")):
-        (gaussians,) = zip(*animator.gaussians(avatar.code, code[None]), strict=True)
-        gaussians, tiny = clamp_scales(GaussianCloud(*gaussians))
+        gaussians = animator.gaussians(avatar.code, code[None])[:5]
+        gaussians, tiny = clamp_scales(GaussianCloud(*(x[0] for x in gaussians)))
         clamped += tiny
         for out in outs:
             write_splats(numbered(out, number) if len(codes) > 1 else out, gaussians)

@@ -68,14 +68,14 @@ def test_a_code_for_each_picture_is_the_same_as_one_by_one(animator, code):
 def test_gaussians_are_those_that_are_rendered(animator, code):
     gaussians = animator.gaussians(code, EXPRESSIONS)
     assert gaussians.means.shape[:1] == (3,)
-    assert all(isinstance(x, np.ndarray) for x in gaussians)
+    assert all(isinstance(x, np.ndarray) for x in gaussians[:5])
     np.testing.assert_allclose(np.linalg.norm(gaussians.quats, axis=-1), 1, atol=1e-5)
     assert gaussians.opacities.min() > 0
     assert gaussians.opacities.max() < 1
     assert gaussians.colors.min() >= 0
     pixels = np.diag([24, 24, 1]) @ K
     out = rasterize(
-        *(x[1] for x in gaussians),
+        *(x[1] for x in gaussians[:5]),
         np.linalg.inv(VIEW).astype(np.float32),
         pixels.astype(np.float32),
         width=24,
