@@ -5,11 +5,13 @@ import sys
 
 import pytest
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines.errors import UserError
 from flexavatar_jax import cli
+from flexavatar_jax.model.flexavatar import FlexAvatar
+from flexavatar_jax.runs.workdir import read_config
+from flexavatar_jax.train import train
 
 MISTAKES = {
     "a config field that does not exist": (
@@ -118,11 +120,25 @@ def test_a_package_that_is_not_installed_is_named_in_one_sentence(monkeypatch, c
     def main():
         with monkeypatch.context() as without:
             without.setitem(sys.modules, "gcsfs", None)
-            epath.Path("gs://bucket/run").exists()
+            read_config("gs://bucket/run")
 
     with pytest.raises(SystemExit, match="2"):
         cli.guard(main)
-    assert capsys.readouterr().err == "error: Please install gcsfs to access Google Storage\n"
+    message = "error: --workdir gs://bucket/run: Please install gcsfs to access Google Storage\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_defect_of_the_program_keeps_its_trace(make_tiny_config, tmp_path, monkeypatch, capsys):
+    """A ValueError from inside the model is nobody's mistake but ours."""
+
+    def broken(self, *_):
+        raise ValueError("shapes do not fit")
+
+    monkeypatch.setattr(FlexAvatar, "encode", broken)
+    with pytest.raises(ValueError, match="shapes do not fit") as error:
+        cli.guard(lambda: train(make_tiny_config(), tmp_path / "run"))
+    assert not isinstance(error.value, UserError)
+    assert "error: " not in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_named_before_the_work(tmp_path):
