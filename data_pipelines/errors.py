@@ -27,7 +27,10 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError):
-    """A file or folder that should be there is not."""
+    """A file or folder that should be there is not: it may be there the next time."""
+
+    def __init__(self, message: str, *, status: int = TRY_AGAIN):
+        super().__init__(message, status=status)
 
 
 def report_error(error: UserError | OSError) -> int:

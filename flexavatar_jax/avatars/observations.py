@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data_pipelines.errors import UserError
 from data_pipelines.frame import Frame
+from data_pipelines.index import is_finished
 from data_pipelines.pixel3dmm import (
     VIDEOS,
     Portrait,
@@ -21,9 +22,6 @@ from data_pipelines.pixel3dmm import (
     read_portrait,
 )
 from data_pipelines.shards import PreparedSet
-
-PREPARED = "index.npz"
-"""The file by which the folder of a prepared data set is known."""
 
 
 class Observations(NamedTuple):
@@ -62,7 +60,7 @@ def read_observations(sources: Sequence[str], images: int | None = None) -> Obse
     """
     if images is not None and images < 1:
         raise UserError(f"--images is {images}; expected 1 or more")
-    prepared = [s for s in sources if (Path(s).parent / PREPARED).is_file()]
+    prepared = [s for s in sources if is_finished(Path(s).parent)]
     if prepared:
         if len(sources) > 1:
             raise UserError(
@@ -70,7 +68,7 @@ def read_observations(sources: Sequence[str], images: int | None = None) -> Obse
             )
         return read_person(Path(sources[0]).parent, Path(sources[0]).name, images)
     for source in sources:
-        if (Path(source) / PREPARED).is_file():
+        if is_finished(Path(source)):
             people = sorted(set(map(str, PreparedSet(source).index.person)))
             raise UserError(
                 f"{source} is a prepared data set; give SET/PERSON, such as {source}/{people[0]}, "

@@ -11,10 +11,11 @@ from jaxtyping import Float, UInt8
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
+from data_pipelines.index import is_finished
 from data_pipelines.pixel3dmm import read_driving
 from data_pipelines.shards import PreparedSet
 from flexavatar_jax.avatars.avatar_file import SUFFIX, load_avatar
-from flexavatar_jax.avatars.observations import PREPARED, find_tracked, most_frontal, people_of
+from flexavatar_jax.avatars.observations import find_tracked, most_frontal, people_of
 
 
 class Performance(NamedTuple):
@@ -46,7 +47,7 @@ def read_performance(source: str) -> Performance:
     if path.suffix == SUFFIX:
         avatar = load_avatar(path)
         return Performance(avatar.expressions, avatar.cam2heads, None)
-    if (path.parent / PREPARED).is_file():
+    if is_finished(path.parent):
         return _prepared(path.parent, path.name)
     if path.parent.name == "inputs":
         tracked = find_tracked(source)

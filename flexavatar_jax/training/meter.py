@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.training import flops
 from flexavatar_jax.training.metric_log import MetricLog
@@ -123,10 +124,10 @@ def finite_mean(values: list[float]) -> float:
     return sum(finite) / len(finite) if finite else float("nan")
 
 
-def save_batch(path: epath.Path, batch: dict[str, jax.Array]) -> None:
+def save_batch(path: epath.Path, batch: Batch) -> None:
     """Writes this host's part of a batch for a post-mortem."""
     arrays = {}
-    for name, value in batch.items():
+    for name, value in batch._asdict().items():
         # Devices along the tensor axis hold the same examples.
         parts = {shard.index[0].start or 0: shard.data for shard in value.addressable_shards}
         arrays[name] = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

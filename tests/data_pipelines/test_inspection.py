@@ -56,12 +56,14 @@ def test_axes_point_where_the_camera_sees_them(azimuth, x, z):
 def test_the_outline_is_that_of_the_projected_template(azimuth):
     frame, mesh = grey_frame(azimuth), template_mesh()
     picture = inspection.draw_head(frame, mesh)
-    yellow = np.abs(np.asarray(picture, float) - inspection.OUTLINE).max(-1) < 80
+    # The face is drawn over the outline in a colour of its own.
+    colours = np.array([inspection.OUTLINE, inspection.FACE])
+    drawn = np.abs(np.asarray(picture, float)[..., None, :] - colours).max(-1).min(-1) < 80
     world2cam = np.linalg.inv(frame.cam2head)
     seen = (mesh.vertices @ world2cam[:3, :3].T + world2cam[:3, 3]) @ K.T
     seen = seen[:, :2] / seen[:, 2:] * 200
     above_shoulders = mesh.vertices[:, 1] > -0.05
-    columns = np.nonzero(yellow[: int(seen[above_shoulders, 1].max())].any(0))[0]
+    columns = np.nonzero(drawn[: int(seen[above_shoulders, 1].max())].any(0))[0]
     np.testing.assert_allclose(columns.min(), seen[above_shoulders, 0].min(), atol=2.5)
     np.testing.assert_allclose(columns.max(), seen[above_shoulders, 0].max(), atol=2.5)
 
@@ -99,7 +101,7 @@ def test_the_sphere_shows_each_camera_from_three_sides():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect, "SHEET_FRAMES", 4)
+    monkeypatch.setattr(inspection, "SHEET_FRAMES", 4)
     captures = tiny_captures.TinyCaptures(timesteps=4, cameras=3, size=32)
     write_shards(captures, tmp_path / "sets", {}, workers=1)
     return tmp_path / "sets"
@@ -135,7 +137,7 @@ class Elsewhere(tiny_captures.TinyCaptures):
 
 
 def test_cameras_that_do_not_see_the_head_are_warned_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(inspect, "SHEET_FRAMES", 1)
+    monkeypatch.setattr(inspection, "SHEET_FRAMES", 1)
     write_shards(Elsewhere(), tmp_path, {}, workers=1)
     assert inspection.main([str(tmp_path)]) == 0
     assert "WARNING: in 100.0% of frames the head is not in the picture" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import shutil
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,6 +44,17 @@ def open_page(browser, address: str, ready: str, width: int = 640, height: int =
     page.goto(address)
     page.wait_for_selector(ready)
     return page
+
+
+def wait_until(page, condition: str) -> None:
+    """Waits until a JavaScript condition holds.
+
+    Playwright's own waiting evaluates strings in the page, which our pages' policy forbids.
+    """
+    until = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < until, f"never came: {condition}"
+        page.wait_for_timeout(50)
 
 
 def decode_picture(url: str) -> np.ndarray:

@@ -168,6 +168,6 @@ def test_a_film_that_cannot_be_meant_gets_a_sentence_before_it_starts(
 
 
 def test_an_image_that_lacks_gaussians_is_an_error(animator, code, monkeypatch):
-    monkeypatch.setattr(rasterizer, "choose_capacity", lambda *args: 8)
+    monkeypatch.setattr(rasterizer, "choose_capacity", lambda *args: (8, False))
     with pytest.raises(ValueError, match=r"images 0 to 2 lack \d+ intersections"):
         animator.render(code, EXPRESSIONS, VIEW, K)

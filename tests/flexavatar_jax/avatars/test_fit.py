@@ -103,7 +103,7 @@ def test_no_steps_leave_the_encoders_code(loaded, truth):
         (dict(batch=0), "--batch is 0"),
         (dict(pull=-1.0), "--pull is -1.0"),
         (dict(learning_rate=float("nan")), "--learning_rate is nan"),
-        (dict(learning_rate=1e38), "no longer finite after .* lower --learning_rate"),
+        (dict(pull=3e38, learning_rate=10.0), "no longer finite after .* lower --learning_rate"),
     ],
 )
 def test_a_fit_that_cannot_be_meant_gets_a_sentence(loaded, truth, settings, sentence):

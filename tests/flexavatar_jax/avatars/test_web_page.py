@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import chromium, decode_picture, open_page
+from browser import chromium, decode_picture, open_page, wait_until
 from lively_model import CAM2HEAD, K, lively_avatar, lively_model, psnr
 
 from data_pipelines.procedural.expression import neutral_code
@@ -153,7 +153,7 @@ def test_a_drag_turns_the_head_and_the_wheel_comes_nearer(tab):
     turned = as_on_screen(tab)
     assert np.abs(turned - before).max() > 0.1
     tab.mouse.wheel(0, -400)
-    tab.wait_for_function("page.camera.zoom > 1.3")
+    wait_until(tab, "page.camera.zoom > 1.3")
     assert np.mean(as_on_screen(tab) < 0.9) > np.mean(turned < 0.9)
 
 
@@ -181,11 +181,11 @@ def test_a_finger_turns_and_two_pinch(tab):
 
 def test_play_plays_and_scrubbing_stops_it(tab):
     tab.click("#play")
-    tab.wait_for_function("page.clip && page.clip.frame > 0.5")
+    wait_until(tab, "page.clip && page.clip.frame > 0.5")
     assert tab.inner_text("#play") == "Pause"
     tab.focus("#frame")
     tab.keyboard.press("End")
-    tab.wait_for_function("page.clip.frame === 5")
+    wait_until(tab, "page.clip.frame === 5")
     assert tab.inner_text("#play") == "Play"
     still = as_on_screen(tab)
     assert np.abs(still - as_on_screen(tab)).max() == 0

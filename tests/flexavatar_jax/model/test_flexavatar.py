@@ -159,19 +159,6 @@ def test_bfloat16_keeps_gaussians_in_float32_and_close():
         assert 0 < relative_error(b, np.asarray(a, np.float64)) < 0.05
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        (dict(image_size=25), "image_size"),
-        (dict(num_heads=5), "num_heads"),
-        (dict(upsampler_channels=(4, 4, 4)), "upsampler_channels"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_named(changes, field):
-    with pytest.raises(ValueError, match=f"config.model.{field}"):
-        FlexAvatar(small_config(**changes), small_template(), rngs=nnx.Rngs(0))
-
-
 def test_features_are_asked_for():
     model, _ = rule_model("public")
     data = inputs()
