@@ -152,16 +152,16 @@ def draw_head(frame: Frame, mesh: Mesh) -> Image.Image:
     points, ahead = (a[0] for a in project(camera, mesh.vertices))
     points = points * size * scale
     towards = _faces_towards(mesh, frame.cam2head)
+    for i in _face_vertices(mesh)[np.isin(_face_vertices(mesh), mesh.faces[towards])]:
+        if ahead[i]:
+            x, y = points[i]
+            draw.ellipse([x - 2 * scale, y - 2 * scale, x + 2 * scale, y + 2 * scale], FACE)
     for i in np.unique(mesh.faces[towards])[::3]:
         if ahead[i]:
             draw.point([*points[i]], OUTLINE)
     for i, j in _outline(mesh.faces[towards]):
         if ahead[i] and ahead[j]:
             draw.line([*points[i], *points[j]], OUTLINE, width=scale)
-    for i in _face_vertices(mesh)[np.isin(_face_vertices(mesh), mesh.faces[towards])]:
-        if ahead[i]:
-            x, y = points[i]
-            draw.ellipse([x - 2 * scale, y - 2 * scale, x + 2 * scale, y + 2 * scale], FACE)
     tips, ahead = (a[0] for a in project(camera, np.vstack([np.zeros(3), AXIS_LENGTH * np.eye(3)])))
     tips = tips * size * scale
     if ahead.all():

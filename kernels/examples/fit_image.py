@@ -173,7 +173,7 @@ def gaussians_of(parameters: Parameters) -> GaussianCloud:
         quats=parameters["quats"],
         scales=jnp.exp(parameters["scales"]),
         opacities=jax.nn.sigmoid(parameters["opacities"]),
-        colors=parameters["colors"],
+        colors=jnp.maximum(parameters["colors"], 0.0),  # as renderers of .ply files do
     )
 
 

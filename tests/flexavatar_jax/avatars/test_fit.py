@@ -103,12 +103,17 @@ def test_no_steps_leave_the_encoders_code(loaded, truth):
         (dict(batch=0), "--batch is 0"),
         (dict(pull=-1.0), "--pull is -1.0"),
         (dict(learning_rate=float("nan")), "--learning_rate is nan"),
-        (dict(pull=3e38, learning_rate=10.0), "no longer finite after .* lower --learning_rate"),
     ],
 )
 def test_a_fit_that_cannot_be_meant_gets_a_sentence(loaded, truth, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         run(loaded, truth, **settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit_with_a_sentence(loaded, truth):
+    start, images = truth
+    with pytest.raises(UserError, match="no longer finite after .* lower --learning_rate"):
+        run(loaded, (start, np.full_like(images, np.nan)))
 
 
 def test_a_fit_that_does_not_fit_into_memory_is_named_before_it_starts(loaded, truth, monkeypatch):
