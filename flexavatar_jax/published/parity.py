@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW
+from data_pipelines.media import read_image
 from data_pipelines.numpy_files import from_npz
-from data_pipelines.pixel3dmm import read_image
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.model.encoder import plucker_map
 from flexavatar_jax.published.importer import import_checkpoint

@@ -112,7 +112,7 @@ def test_a_fit_that_cannot_be_meant_gets_a_sentence(loaded, truth, settings, sen
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_a_sentence(loaded, truth):
     start, images = truth
-    with pytest.raises(UserError, match="no longer finite after .* lower --learning_rate"):
+    with pytest.raises(UserError, match=r"no longer finite after .* lower --learning_rate"):
         run(loaded, (start, np.full_like(images, np.nan)))
 
 
