@@ -142,7 +142,8 @@ def fit(
                 f"{int(carry[3])} intersections of Gaussians with tiles found no room in the fit: "
                 "set splat_capacity in the run's config.json to more than it is, or guessed"
             )
-        if not np.isfinite(now):
+        # Gaussians that are not finite are not drawn, so that the loss alone may look sound.
+        if not (np.isfinite(now) and np.isfinite(carry[0]["code"]).all()):
             raise UserError(
                 f"the fit's loss is no longer finite after {last} steps: give a lower "
                 "--learning_rate"

@@ -257,7 +257,7 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
     with pytest.raises(ValueError, match=r"bad_step_1_process_0\.npz"):
         train(tiny_config, tmp_path)
     with np.load(tmp_path / "bad_step_1_process_0.npz") as batch:
-        assert batch.target_image.shape == (2, 2, 32, 32, 3)
+        assert batch["target_image"].shape == (2, 2, 32, 32, 3)
 
 
 GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}

@@ -111,9 +111,9 @@ def test_a_fit_that_cannot_be_meant_gets_a_sentence(loaded, truth, settings, sen
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_a_sentence(loaded, truth):
-    start, images = truth
+    (_, start), images = truth
     with pytest.raises(UserError, match=r"no longer finite after .* lower --learning_rate"):
-        run(loaded, (start, np.full_like(images, np.nan)))
+        run(loaded, ((None, np.full_like(start, np.nan)), images))
 
 
 def test_a_fit_that_does_not_fit_into_memory_is_named_before_it_starts(loaded, truth, monkeypatch):
