@@ -34,7 +34,8 @@ def test_the_report_shows_the_avatar_and_says_what_its_pictures_show(tmp_path):
     metrics = dict(images=2, people=1, dataset="x", steps=1, seconds=1.0)
     arguments = (tmp_path, ConfigDict(dict(data=dict(mixture={}))), metrics, [anna])
     (tmp_path / AVATAR_PAGE).write_text("the avatar")
-    write_report(*arguments, [Orbit("multi-view sink", np.repeat(grey, 4, axis=0))], grey[0])
+    orbits = [Orbit("multi-view sink", np.repeat(grey, 4, axis=0))]
+    write_report(*arguments, orbits, grey[0], mouths=[np.repeat(grey[:1], 2, axis=0)])
     page = (tmp_path / "index.html").read_text()
     assert f'<iframe src="{AVATAR_PAGE}" title="the avatar of anna &lt;3' in page
     assert (tmp_path / "avatar_truth.png").exists()
