@@ -31,7 +31,8 @@ def test_pictures_say_from_where_they_were_taken():
 def test_the_report_shows_the_avatar_and_says_what_its_pictures_show(tmp_path):
     grey = np.full((2, 16, 16, 3), 0.5)
     anna = TestPerson("anna <3", grey[0], ["side", "front"], grey, grey)
-    metrics = dict(images=2, people=1, dataset="x", steps=1, seconds=1.0)
+    metrics = dict(images=2, people=1, dataset="x", steps=1, seconds=1.0, steadiness=40.0)
+    metrics |= dict(mouth_correlation=0.5, mouth_strength=0.5, jaw_change=0.1)
     arguments = (tmp_path, ConfigDict(dict(data=dict(mixture={}))), metrics, [anna])
     (tmp_path / AVATAR_PAGE).write_text("the avatar")
     orbits = [Orbit("multi-view sink", np.repeat(grey, 4, axis=0))]
