@@ -21,7 +21,7 @@ from data_pipelines import cameras, prepare
 from data_pipelines.captures import SkipClip, SkippedFrame
 from data_pipelines.datasets import ava256, cafca, nersemble
 from data_pipelines.datasets.multi_view import Camera, head_pose
-from data_pipelines.errors import GIVE_UP
+from data_pipelines.errors import TRY_AGAIN
 from data_pipelines.frame import MULTI_VIEW
 from data_pipelines.pixel3dmm import TrackedClip
 
@@ -575,7 +575,7 @@ def test_a_broken_camera_costs_its_frame_where_another_places_the_head(copy_of):
 @pytest.mark.parametrize("case", CASES)
 def test_another_folder_gives_one_sentence(tmp_path, case, capsys):
     assert (
-        prepare.main([case, "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == GIVE_UP
+        prepare.main([case, "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == TRY_AGAIN
     )
     error = capsys.readouterr().err.strip()
     assert error.startswith(f"error: {tmp_path}: no ")

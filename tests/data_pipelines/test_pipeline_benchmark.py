@@ -6,7 +6,7 @@ import pytest
 from tiny_captures import TinyCaptures
 
 from data_pipelines.benchmark import main
-from data_pipelines.errors import GIVE_UP
+from data_pipelines.errors import GIVE_UP, TRY_AGAIN
 from data_pipelines.shard_writer import write_shards
 
 
@@ -51,5 +51,5 @@ def test_numbers_out_of_range_are_named(root, capsys, option, value, least):
 
 
 def test_folder_without_data_is_named(tmp_path, capsys):
-    assert main([str(tmp_path)]) == GIVE_UP
+    assert main([str(tmp_path)]) == TRY_AGAIN
     assert f"error: {tmp_path} holds no finished data set" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines import pixel3dmm, prepare
 from data_pipelines.captures import SkipClip, SkippedFrame
 from data_pipelines.datasets import celebv_hq, celebv_text, folder, hello3, vfhq_test
-from data_pipelines.errors import GIVE_UP
+from data_pipelines.errors import GIVE_UP, TRY_AGAIN
 from data_pipelines.frame import MONOCULAR
 from data_pipelines.shards import PreparedSet
 
@@ -236,7 +236,7 @@ def test_a_folder_prepared_from_one_source_takes_nothing_of_another(tmp_path, ca
 def test_another_folder_than_the_data_sets_gives_one_sentence(tmp_path, capsys, name, sentence):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    assert prepare.main([name, "--source", str(source), "--out", str(out)]) == GIVE_UP
+    assert prepare.main([name, "--source", str(source), "--out", str(out)]) == TRY_AGAIN
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert sentence in error
