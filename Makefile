@@ -10,7 +10,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 # Multi-view people are scarce here, as in the paper.
-ABLATION_PEOPLE = --monocular-people 400 --monocular-timesteps 4 --multiview-people 12 --multiview-timesteps 4 \
+ABLATION_PEOPLE = --monocular-people 600 --monocular-timesteps 3 --multiview-people 24 --multiview-timesteps 3 \
 	--test-people 16
 
 .PHONY: demo view ablation test test-slow lint clean

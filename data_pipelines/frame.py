@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 MONOCULAR, MULTI_VIEW = SOURCES = 0, 1
 """Data sources; the numbers are the rows of the model's bias-sink embedding."""
@@ -51,3 +52,11 @@ def expression_part(name: str) -> slice:
             return slice(start, start + size)
         start += size
     raise KeyError(f"no part {name!r} in an expression code; it has {', '.join(EXPRESSION_PARTS)}")
+
+
+def neutral_code() -> Float[np.ndarray, "135"]:
+    """The code of a relaxed face: eyes open, jaw closed, head upright at the origin."""
+    code = np.zeros(EXPRESSION_SIZE, np.float32)
+    for part in ("eyes", "neck", "jaw", "R"):
+        code[expression_part(part)] = np.tile([1, 0, 0, 0, 1, 0], EXPRESSION_PARTS[part] // 6)
+    return code

@@ -1,6 +1,6 @@
 """The paper's ablation at the demo's size: four runs that differ in sources and sinks alone.
 
-Multi-view people are scarce, as in the paper (they are 12 here, for 400 monocular ones), and the
+Multi-view people are scarce, as in the paper (they are 24 here, for 600 monocular ones), and the
 monocular clips have the leak: head pose in the code tells where the camera stands.
 """
 
@@ -14,7 +14,7 @@ MONOCULAR, MULTI_VIEW = "procedural_monocular", "procedural_multiview"
 def make_config(*, monocular: bool, multi_view: bool, sinks: bool) -> ConfigDict:
     """The common setting, on one or both sources, with a bias sink for each or one for all."""
     config = demo.get_config()
-    config.steps = config.optimizer.decay_steps = 1000
+    config.steps = config.optimizer.decay_steps = 500
     config.data.root = "data/ablation"
     sources = [name for name, on in ((MONOCULAR, monocular), (MULTI_VIEW, multi_view)) if on]
     config.data.mixture = ConfigDict({name: 1 / len(sources) for name in sources})

@@ -3,7 +3,8 @@
 - `procedural_monocular`: many people, each before one camera that stands nearly in front while the
   head turns. As real trackers report it, the turn is in the expression code (neck, R, t), so the
   code tells where the camera stands: the leak that bias sinks absorb.
-- `procedural_multiview`: few people amid cameras all round, code independent of the camera.
+- `procedural_multiview`: few people amid cameras all round. Their heads turn too, so that a code's
+  head pose does not tell the source; where the camera stands it does not tell either.
 - `procedural_test`: other people, one camera in front (the input) and others all round.
 
 Each clip follows from (seed, set, number) alone, so any of them can be made anywhere, in any order.
@@ -72,7 +73,7 @@ class ProceduralSet:
         rng = np.random.default_rng([self.seed, _STREAMS[self.name], index])
         figure = Figure(sample_person(rng), self.size)
         monocular = self.name == "procedural_monocular"
-        codes = perform(rng, self.timesteps, turn=1.0 if monocular else 0.0)
+        codes = perform(rng, self.timesteps, turn=1.0 if monocular else 0.5)
         views = _views(rng, self.name, self.num_cameras)
         backdrop = _backdrop(rng, self.size)
         for timestep, code in enumerate(codes):

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
-from data_pipelines.frame import expression_part
-from data_pipelines.procedural.expression import BLENDSHAPES, neutral_code
+from data_pipelines.frame import expression_part, neutral_code
+from data_pipelines.procedural.expression import BLENDSHAPES
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render

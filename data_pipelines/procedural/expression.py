@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
-from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_part
+from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.head_mesh import EYE_HEIGHT, EYE_OFFSET, MOUTH_HEIGHT, MOUTH_WIDTH, smoothstep
 from data_pipelines.procedural.anatomy import (
     EYE_RADIUS,
@@ -41,16 +41,6 @@ BLENDSHAPES = (
     "left_smile",  # the left corner alone; negative: the right one
     "inner_brows_up",
 )
-
-IDENTITY_6D = np.array([1, 0, 0, 0, 1, 0], np.float32)
-
-
-def neutral_code() -> Float[np.ndarray, "135"]:
-    """The code of a relaxed face: eyes open, jaw closed, head upright at the origin."""
-    code = np.zeros(EXPRESSION_SIZE, np.float32)
-    for part in ("eyes", "neck", "jaw", "R"):
-        code[expression_part(part)] = np.tile(IDENTITY_6D, EXPRESSION_PARTS[part] // 6)
-    return code
 
 
 def head_to_world(code: Float[np.ndarray, "135"]) -> Float[np.ndarray, "4 4"]:

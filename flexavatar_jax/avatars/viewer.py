@@ -26,8 +26,7 @@ from PIL import Image
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
-from data_pipelines.frame import MONOCULAR, MULTI_VIEW
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import MONOCULAR, MULTI_VIEW, neutral_code
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import Avatar
 from flexavatar_jax.avatars.export.splats import clamp_scales, covariances, rotations, write_splats

@@ -5,22 +5,37 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from data_pipelines.frame import EXPRESSION_SIZE, SOURCES
+from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, SOURCES, neutral_code
 from flexavatar_jax.model.attention import JointTransformer, linear
+
+SPREAD = {"exp": 1.0, "eyes": 0.2, "eyelids": 0.3, "neck": 0.2, "jaw": 0.1, "R": 1.0, "t": 1.0}
+"""About how far the numbers of a code's parts stray from a relaxed face's.
+
+Head pose, R and t, moves nothing in the head frame, and is left as it is.
+"""
 
 
 class ExpressionMLP(nnx.Module):
-    """An expression code to a few tokens."""
+    """An expression code to a few tokens.
+
+    Before training it sees how a code differs from a relaxed face's, each part in its own unit:
+    a jaw opens by tenths of a radian, and beside a hundred numbers of unit size and the ones of
+    identity rotations a network that starts from the raw numbers is late to hear of it.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
         dtype, hidden = jnp.dtype(config.dtype), config.expression_hidden
         outputs = config.expression_tokens * config.width
         self.tokens = config.expression_tokens
         self.first = linear(EXPRESSION_SIZE, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
+        unit = np.concatenate([np.full(EXPRESSION_PARTS[part], SPREAD[part]) for part in SPREAD])
+        self.first.kernel[...] /= unit.astype(np.float32)[:, None]
+        self.first.bias[...] -= neutral_code() @ self.first.kernel[...]
         self.second = linear(hidden, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
         self.third = linear(hidden, outputs, ("mlp", None), dtype=dtype, rngs=rngs)
 

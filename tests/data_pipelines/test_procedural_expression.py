@@ -6,14 +6,13 @@ from scipy.ndimage import label
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
-from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_part
+from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, expression_part, neutral_code
 from data_pipelines.head_mesh import HeadShape
 from data_pipelines.procedural import anatomy
 from data_pipelines.procedural.expression import (
     BLENDSHAPES,
     deform,
     head_to_world,
-    neutral_code,
 )
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.performance import perform

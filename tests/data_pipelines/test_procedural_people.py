@@ -8,10 +8,10 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from data_pipelines import cameras
+from data_pipelines.frame import neutral_code
 from data_pipelines.head_mesh import HeadShape, head_surface, template_mesh
 from data_pipelines.procedural import anatomy, hair
 from data_pipelines.procedural.__main__ import main
-from data_pipelines.procedural.expression import neutral_code
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import Person, sample_person
 from data_pipelines.procedural.renderer import render

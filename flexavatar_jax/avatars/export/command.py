@@ -13,8 +13,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from data_pipelines.errors import UserError
-from data_pipelines.frame import MULTI_VIEW
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import MULTI_VIEW, neutral_code
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.avatar_file import Avatar
 from flexavatar_jax.avatars.export.html import write_html

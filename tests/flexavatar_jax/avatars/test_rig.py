@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from lively_model import lively_avatar, lively_model
 
-from data_pipelines.frame import MULTI_VIEW
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import MULTI_VIEW, neutral_code
 from data_pipelines.procedural.performance import perform
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export.rig import build_rig, decoder_of, ends_of, sample

@@ -6,9 +6,9 @@ import pytest
 from configs import demo, flex1
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
-from data_pipelines.frame import expression_part
+from data_pipelines.frame import expression_part, neutral_code
 from data_pipelines.procedural.anatomy import anatomy
-from data_pipelines.procedural.expression import BLENDSHAPES, deform, neutral_code
+from data_pipelines.procedural.expression import BLENDSHAPES, deform
 from flexavatar_jax.avatars.sliders import move, random_values, sliders_of
 
 PROCEDURAL = sliders_of(demo.get_config())

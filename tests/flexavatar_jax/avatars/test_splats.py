@@ -8,7 +8,7 @@ import pytest
 from lively_model import CAM2HEAD, K, lively_avatar, lively_model, psnr
 
 from data_pipelines.errors import UserError
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import neutral_code
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export import splats
 from flexavatar_jax.avatars.export.splats import clamp_scales, rotations, turn, write_splats

@@ -8,8 +8,7 @@ import pytest
 from browser import chromium, decode_png, open_page
 from lively_model import lively_avatar, lively_model
 
-from data_pipelines.frame import MONOCULAR
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import MONOCULAR, neutral_code
 from data_pipelines.procedural.performance import perform
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export.splats import covariances, turn

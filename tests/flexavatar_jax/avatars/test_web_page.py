@@ -7,7 +7,7 @@ import pytest
 from browser import chromium, decode_picture, open_page, wait_until
 from lively_model import CAM2HEAD, K, lively_avatar, lively_model, psnr
 
-from data_pipelines.procedural.expression import neutral_code
+from data_pipelines.frame import neutral_code
 from data_pipelines.procedural.performance import perform
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export.command import export_page

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import cameras
-from data_pipelines.frame import expression_part
+from data_pipelines.frame import expression_part, neutral_code
 from data_pipelines.procedural.capture_sets import procedural_sets
-from data_pipelines.procedural.expression import neutral_code
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from small_model import inputs, rule_model
+from small_model import inputs, rule_model, small_config
 
+from data_pipelines.frame import expression_part, neutral_code
 from flexavatar_jax.model.decoder import Decoder
 
 decode = nnx.jit(Decoder.__call__)
@@ -12,6 +13,10 @@ decode = nnx.jit(Decoder.__call__)
 
 def code(batch=1):
     return np.random.default_rng(0).standard_normal((batch, 16, 48)).astype(np.float32)
+
+
+def fresh_decoder() -> Decoder:
+    return Decoder(small_config(expression_hidden=64), rngs=nnx.Rngs(0))
 
 
 def test_each_example_gets_the_sink_of_its_own_source():
@@ -43,3 +48,22 @@ def test_maps_are_row_major_and_one_an_expression():
     assert maps.shape == (1, 2, 4, 4, 48)
     alone = decode(model.decoder, code(), expression[:, 1:], jnp.array([1]))
     np.testing.assert_allclose(maps[:, 1:], alone, atol=1e-5)
+
+
+def test_before_training_an_open_jaw_is_as_loud_as_a_smile_and_a_relaxed_face_silent():
+    """A jaw's tenths of a radian are heard beside numbers of unit size, and head pose is not."""
+    decoder = fresh_decoder()
+    first = decoder.expression.first
+    np.testing.assert_allclose(first(neutral_code()), 0, atol=1e-5)
+
+    def change(part: str, size: float) -> float:
+        changes = []
+        for i in range(*expression_part(part).indices(135)):
+            code = neutral_code()
+            code[i] += size
+            changes.append(np.linalg.norm(first(code)))
+        return np.mean(changes)
+
+    smile = change("exp", 1.0)
+    assert 0.7 < change("jaw", 0.1) / smile < 1.4
+    assert change("R", 0.2) < smile / 3
