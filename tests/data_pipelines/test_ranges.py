@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fsspec
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from fsspec.implementations.memory import MemoryFileSystem
+from memory_bucket import MemoryBucket
 from ml_collections import ConfigDict
 from tiny_captures import TinyCaptures
 
@@ -17,32 +16,29 @@ from data_pipelines.shard_writer import write_shards
 from data_pipelines.shards import PreparedSet
 
 
-class Bucket(MemoryFileSystem):
-    """A bucket that counts what is fetched of shards, and fails now and then."""
-
-    protocol = "s3"
-    store, pseudo_dirs = {}, [""]
-    fetched, failing, rng = 0, 0.0, np.random.default_rng(0)
-
-    def cat_file(self, path, start=None, end=None, **options):
-        if Bucket.rng.random() < Bucket.failing:
-            raise ConnectionError("503, try again later")
-        content = super().cat_file(path, start, end, **options)
-        Bucket.fetched += len(content) if "array_record" in path else 0
-        return content
-
-    def _open(self, path, mode="rb", **options):
-        assert mode != "rb" or "array_record" not in path, "a shard is fetched whole"
-        return super()._open(path, mode, **options)
-
-
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ranges, "FIRST_WAIT", 1e-4)
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    Bucket.fetched, Bucket.failing = 0, 0.0
-    return f"s3://{tmp_path.name}"
+    return f"az://{tmp_path.name}"
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A function that sets the share of requests for records that fail."""
+    share, rng, cat_file = 0.0, np.random.default_rng(0), MemoryBucket.cat_file
+
+    def fail_now_and_then(*args, **options):
+        if rng.random() < share:
+            raise ConnectionError("503, try again later")
+        return cat_file(*args, **options)
+
+    def set_share(value):
+        nonlocal share
+        share = value
+
+    monkeypatch.setattr(MemoryBucket, "cat_file", fail_now_and_then)
+    return set_share
 
 
 def config(root) -> ConfigDict:
@@ -85,32 +81,33 @@ def test_ranges_are_the_records_that_array_record_reads(tmp_path, size):
     assert fetched < sum(map(len, records)) * 1.01 + 40 * 80
 
 
-@pytest.mark.parametrize("failing", [0.0, 0.05])
+@pytest.mark.parametrize("share", [0.0, 0.05])
 def test_the_same_batches_from_a_bucket_and_no_more_bytes_than_its_records(
-    bucket, tmp_path, failing
+    bucket, failing, tmp_path, share
 ):
     captures = TinyCaptures(num_clips=20, timesteps=3)
     for root in (bucket, tmp_path):
         write_shards(captures, root)
     local = make_iterator(config(tmp_path), seed=0, global_batch=8)
     remote = make_iterator(config(bucket), seed=0, global_batch=8)
-    Bucket.fetched, Bucket.failing = 0, failing
+    failing(share)
     for _ in range(3):
         for field, same in zip(next(remote), next(local), strict=True):
             np.testing.assert_array_equal(field, same)
     remote.close()
 
-    Bucket.fetched, prepared = 0, PreparedSet(f"{bucket}/tiny")
+    prepared = PreparedSet(f"{bucket}/tiny")
+    MemoryBucket.fetched = 0
     used = sum(len(prepared.record(i)) for i in range(len(prepared)))
-    assert used <= Bucket.fetched <= 1.3 * used
+    assert used <= MemoryBucket.fetched <= 1.3 * used
 
 
-def test_a_bucket_that_stays_away_is_named(bucket):
+def test_a_bucket_that_stays_away_is_named(bucket, failing):
     write_shards(TinyCaptures(), bucket)
     prepared = PreparedSet(f"{bucket}/tiny")
-    Bucket.failing = 1.0
+    failing(1.0)
     with pytest.raises(
-        UserError, match=r"s3://\S*/tiny/tiny-train\S* cannot be read \(503.*tried 6 times"
+        UserError, match=r"az://\S*/tiny/tiny-train\S* cannot be read \(503.*tried 6 times"
     ) as caught:
         prepared.record(0)
     assert caught.value.status == TRY_AGAIN

@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 
-import fsspec
+import memory_bucket  # noqa: F401 (az:// paths)
 import numpy as np
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 from tiny_captures import TinyCaptures, expression, frame
 
 from data_pipelines.errors import TRY_AGAIN, MissingFileError, UserError
@@ -294,33 +293,20 @@ def test_jaw_angle_is_the_opening():
         jaw_angle(np.zeros(135, np.float32))
 
 
-class Bucket(MemoryFileSystem):
-    """An in-memory stand-in for S3."""
-
-    protocol = "s3"
-    store, pseudo_dirs = {}, [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("s3://"))
-
-
 def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    write_shards(TinyCaptures(), "s3://bucket/data")
+    write_shards(TinyCaptures(), "az://bucket/data")
     write_shards(TinyCaptures(), tmp_path / "local")
-    remote, local = PreparedSet("s3://bucket/data/tiny"), PreparedSet(tmp_path / "local" / "tiny")
+    remote, local = PreparedSet("az://bucket/data/tiny"), PreparedSet(tmp_path / "local" / "tiny")
     assert [remote.record(i) for i in range(20)] == [local.record(i) for i in range(20)]
-    assert (epath.Path("s3://bucket/data/tiny") / "dataset_info.json").exists()
+    assert (epath.Path("az://bucket/data/tiny") / "dataset_info.json").exists()
 
 
 def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    first = PreparedSet(write_to_bucket("s3://other", quality=95)).record(0)
-    epath.Path("s3://other/tiny").rmtree()
-    second = PreparedSet(write_to_bucket("s3://other", quality=20)).record(0)
+    first = PreparedSet(write_to_bucket("az://other", quality=95)).record(0)
+    epath.Path("az://other/tiny").rmtree()
+    second = PreparedSet(write_to_bucket("az://other", quality=20)).record(0)
     assert first != second
 
 
