@@ -1,9 +1,7 @@
-"""Headless Chromium with software WebGL, driven by Playwright: what tests of pages share."""
+"""Headless Chromium for tests of pages: a skip where there is none, and waiting."""
 
-import base64
 import contextlib
 import io
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -11,39 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader"),
-    *("--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-sync"),
-    *("--disable-component-update", "--no-first-run"),
-)
-PATIENCE = 120_000
-"""Milliseconds: WebGL by software on a busy machine."""
+from data_pipelines.errors import UserError
+from flexavatar_jax.avatars.export import fidelity
+from flexavatar_jax.avatars.export.fidelity import PATIENCE, decode_picture, open_page
+
+__all__ = ["chromium", "decode_picture", "decode_png", "open_page", "wait_until"]
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator:
     """A browser; skips where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium to open the page with: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(fidelity.chromium())
+        except UserError as error:
+            pytest.skip(str(error))
         yield browser
-        browser.close()
-
-
-def open_page(browser, address: str, ready: str, width: int = 640, height: int = 420):
-    """A new tab at `address` once `ready` is there; its errors and requests gather on it."""
-    page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(PATIENCE)
-    page.troubles, page.requests = [], []
-    page.on("pageerror", lambda error: page.troubles.append(str(error)))
-    page.on("console", lambda m: m.type == "error" and page.troubles.append(m.text))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(address)
-    page.wait_for_selector(ready)
-    return page
 
 
 def wait_until(page, condition: str) -> None:
@@ -55,11 +36,6 @@ def wait_until(page, condition: str) -> None:
     while not page.evaluate(condition):
         assert time.monotonic() < until, f"never came: {condition}"
         page.wait_for_timeout(50)
-
-
-def decode_picture(url: str) -> np.ndarray:
-    """[H, W, 3] RGB in [0, 1] of a data: address."""
-    return decode_png(base64.b64decode(url.partition(",")[2]))
 
 
 def decode_png(content: bytes) -> np.ndarray:

@@ -47,6 +47,7 @@ def lively_model() -> LoadedModel:
     expression = model.decoder.expression
     for part in (expression.first, expression.second, expression.third):
         part.kernel[...] = 4 * part.kernel[...]
+        part.bias[...] = 4 * part.bias[...]
     head.color.kernel[...] = 6 * head.color.kernel[...]
     head.scale.bias[...] = head.scale.bias[...] + 0.7
     head.opacity.bias[...] = head.opacity.bias[...] + 3

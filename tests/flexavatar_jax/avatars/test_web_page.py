@@ -11,6 +11,7 @@ from data_pipelines.frame import neutral_code
 from data_pipelines.procedural.performance import perform
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.export.command import export_page
+from flexavatar_jax.avatars.export.fidelity import page_picture
 from flexavatar_jax.avatars.sliders import move, sliders_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,20 +49,7 @@ def animator():
 
 def shown(tab, values=None, frame=None) -> np.ndarray:
     """The page's picture for sliders or a frame of the clip, from the avatar's own camera."""
-    camera = {"cam2head": CAM2HEAD.tolist(), "K": K.tolist(), "size": SIZE}
-    clip = None if frame is None else {"number": 0, "frame": frame}
-    return decode_picture(
-        tab.evaluate(
-            """async ([camera, values, clip]) => {
-              Object.assign(page, { fixed: camera, clip });
-              page.setSliders(values);
-              await page.settle();
-              page.draw();
-              return page.canvas.toDataURL();
-            }""",
-            [camera, values or {}, clip],
-        )
-    )
+    return page_picture(tab, CAM2HEAD, K, SIZE, values or {}, frame)
 
 
 def as_on_screen(tab) -> np.ndarray:
