@@ -1,10 +1,10 @@
 """A user's mistake on the command line gets one sentence and a status that says what to do."""
 
-import subprocess
 import sys
 
 import pytest
 from absl import flags
+from command_line import run_command
 from ml_collections import config_flags
 
 from data_pipelines.errors import UserError
@@ -69,9 +69,7 @@ MISTAKES = {
 def test_training_names_the_mistake_in_one_sentence(mistake, tmp_path):
     arguments, expected, status = MISTAKES[mistake]
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "flexavatar_jax.train", *arguments], capture_output=True, text=True
-    )
+    done = run_command("flexavatar_jax.train", *arguments)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -2,11 +2,10 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
+from command_line import run_command
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.planning.predictions import abstract_batch
@@ -21,9 +20,8 @@ def test_the_shapes_compiled_for_are_those_of_a_batch(tiny_config):
         assert (field.shape, field.dtype) == (expected.shape, expected.dtype)
 
 
-def compile_ahead(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "flexavatar_jax.compile_ahead", "--config=configs/demo.py"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+def compile_ahead(*arguments: str):
+    return run_command("flexavatar_jax.compile_ahead", "--config=configs/demo.py", *arguments)
 
 
 def test_an_unknown_topology_is_named_in_one_sentence():

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import Command
 from experiment_file import write_experiment
 from flax import nnx
 
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 WORKER = Path(__file__).with_name("scale_out_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ["(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"]
+STEPS = 12
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -66,28 +67,17 @@ class Experiment:
     def __init__(self, config, folder: Path):
         self.path = write_experiment(config, folder)
 
-    def start(
-        self,
-        workdir: Path,
-        *flags: str,
-        devices: int = 1,
-        largest_file: int = resource.RLIM_INFINITY,
-        **env: str,
-    ) -> subprocess.Popen:
-        """Starts training; `largest_file`: bytes to which no file may grow."""
-        command = [sys.executable, "-m", "flexavatar_jax.train", f"--config={self.path}"]
-        return subprocess.Popen(
-            [*command, f"--workdir={workdir}", *flags],
-            env=environment(devices, **env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2),
+    def start(self, workdir: Path, *flags: str, devices: int = 1, **options) -> Command:
+        """Starts training; `options` are those of `Command`, and environment variables."""
+        limits = {name: options.pop(name) for name in ("largest_file",) if name in options}
+        arguments = [f"--config={self.path}", f"--workdir={workdir}", *flags]
+        return Command(
+            "flexavatar_jax.train", *arguments, env=environment(devices, **options), **limits
         )
 
     def start_job(
         self, workdir: Path, *flags: str, ranks: int = 2, devices: int = 4
-    ) -> list[subprocess.Popen]:
+    ) -> list[Command]:
         """`ranks` processes of one job."""
         port = free_port()
         return [
@@ -116,7 +106,7 @@ def virtual_devices(make_tiny_config, tmp_path_factory):
     """What the worker found on 8 virtual devices, by layout; compiling takes a minute a layout."""
     folder = tmp_path_factory.mktemp("layouts")
     config = make_tiny_config()
-    config.batch, config.steps = 8, 20
+    config.batch, config.steps = 8, STEPS
     (folder / "config.json").write_text(config.to_json())
     subprocess.run(
         [sys.executable, WORKER, folder / "config.json", folder / "out.json"],
@@ -134,18 +124,40 @@ def test_losses_are_the_same_in_every_layout(virtual_devices, layout):
     assert one[-1] < one[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 1, "tensor": 8}])
-def test_losses_are_the_same_in_two_processes(virtual_devices, make_tiny_config, tmp_path, mesh):
-    """Also where both hold the same examples, along the tensor axis."""
+@pytest.fixture(scope="module")
+def two_processes(make_tiny_config, tmp_path_factory):
+    """A job of two processes that nothing disturbs, along fsdp and data: experiment and folder."""
+    folder = tmp_path_factory.mktemp("two_processes")
     config = make_tiny_config()
-    config.batch, config.steps = 8, 20
-    config.mesh.update(mesh)
-    job = Experiment(config, tmp_path).start_job(tmp_path / "run")
-    said = [process.communicate(timeout=600)[0] for process in job]
-    assert [process.returncode for process in job] == [0, 0], said
+    config.batch, config.steps = 8, STEPS
+    config.mesh.update({"data": 2, "fsdp": 4})
+    experiment = Experiment(config, folder)
+    finish(experiment.start_job(folder / "run"))
+    return experiment, folder / "run"
+
+
+def finish(job: list[Command]) -> None:
+    said = [process.communicate() for process in job]
+    assert {process.returncode for process in job} == {0}, said
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_in_two_processes(virtual_devices, two_processes):
     one = virtual_devices["(1, 1, 1)"]["losses"]
-    np.testing.assert_allclose(losses(tmp_path / "run"), one, rtol=1e-5)
+    np.testing.assert_allclose(losses(two_processes[1]), one, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_where_two_processes_hold_the_same_examples(
+    virtual_devices, make_tiny_config, tmp_path
+):
+    """As they do along the tensor axis."""
+    config = make_tiny_config()
+    config.batch, config.steps = 8, 4
+    config.mesh.update({"data": 1, "tensor": 8})
+    finish(Experiment(config, tmp_path).start_job(tmp_path / "run"))
+    one = virtual_devices["(1, 1, 1)"]["losses"]
+    np.testing.assert_allclose(losses(tmp_path / "run"), one[:4], rtol=1e-5)
 
 
 def of(virtual_devices: dict, layout: str) -> list[Collective]:
@@ -191,7 +203,7 @@ def test_rendering_and_losses_hold_no_collective(virtual_devices, layout):
     assert [c for c in mapped if not (c.operation.endswith(border) and layout == "(2, 2, 2)")] == []
 
 
-def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+def wait_for_step(process: Command, workdir: Path, step: int) -> None:
     """Until the log of a run in `workdir` has come to `step`, or the process has ended."""
     log = workdir / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= step):
@@ -199,22 +211,17 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_vanished_process_ends_the_others_and_the_job_goes_on(make_tiny_config, tmp_path):
-    config = make_tiny_config()
-    config.batch, config.steps = 8, 16
-    experiment = Experiment(config, tmp_path)
-    for process in experiment.start_job(tmp_path / "whole"):
-        process.communicate(timeout=600)
+def test_a_vanished_process_ends_the_others_and_the_job_goes_on(two_processes, tmp_path):
+    experiment, whole = two_processes
     first, second = experiment.start_job(tmp_path / "parts")
     wait_for_step(first, tmp_path / "parts", 5)
     second.kill()
-    said = first.communicate(timeout=150)[0]
+    said = "".join(first.communicate())
     assert first.returncode not in (0, 2)  # schedulers start it again
     # Within a step it is ours to say; at a checkpoint JAX's heartbeat is what notices.
     assert "as it does when another process is gone" in said or "another task died" in said, said
-    for process in experiment.start_job(tmp_path / "parts"):
-        process.communicate(timeout=600)
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    finish(experiment.start_job(tmp_path / "parts"))
+    assert_same_weights(whole, tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -231,45 +238,41 @@ def test_sigterm_to_one_process_of_many_stops_all_of_them(make_tiny_config, tmp_
 
 
 @pytest.mark.slow
-def test_thirty_kills_at_random_moments_change_nothing(make_tiny_config, tmp_path):
+def test_ten_kills_at_random_moments_change_nothing(make_tiny_config, tmp_path):
     config = make_tiny_config()
-    config.steps, config.checkpoint.every = 150, 5
+    config.steps, config.checkpoint.every = 50, 5
     experiment = Experiment(config, tmp_path)
-    experiment.start(tmp_path / "whole").communicate(timeout=600)
+    finish([experiment.start(tmp_path / "whole")])
     draw, workdir = random.Random(0), tmp_path / "killed"
-    for _ in range(30):
+    for _ in range(10):
         process = experiment.start(workdir)
         reached = len(losses(workdir)) if (workdir / "metrics.jsonl").exists() else 0
         if draw.random() < 0.2:
             time.sleep(draw.uniform(0, 8))  # while it starts
         else:
-            wait_for_step(process, workdir, min(reached + draw.randrange(8), 148))
+            wait_for_step(process, workdir, min(reached + draw.randrange(8), 48))
             time.sleep(draw.uniform(0, 0.2))
         process.kill()
         process.communicate()
-    ended = experiment.start(workdir)
-    said = ended.communicate(timeout=600)[0]
-    assert ended.returncode == 0, said
+    finish([experiment.start(workdir)])
     assert_same_weights(tmp_path / "whole", workdir)
     assert losses(tmp_path / "whole") == losses(workdir)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices(make_tiny_config, tmp_path):
+def test_a_run_goes_on_with_another_number_of_devices(virtual_devices, make_tiny_config, tmp_path):
     config = make_tiny_config()
-    config.batch, config.steps = 8, 12
+    config.batch = 8
     config.mesh.update({"data": 1, "fsdp": -1})
     experiment = Experiment(config, tmp_path)
-    experiment.start(tmp_path / "whole", devices=8).communicate(timeout=600)
-    for devices, steps in ((8, 4), (2, 8), (8, 12)):
-        process = experiment.start(tmp_path / "parts", f"--config.steps={steps}", devices=devices)
-        said = process.communicate(timeout=600)[0]
-        assert process.returncode == 0, said
-    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
+    for devices, steps in ((4, 4), (1, 8), (2, STEPS)):
+        finish([experiment.start(tmp_path / "run", f"--config.steps={steps}", devices=devices)])
+    one = virtual_devices["(1, 1, 1)"]["losses"]
+    np.testing.assert_allclose(losses(tmp_path / "run"), one, rtol=1e-5)
 
 
-def errors(process: subprocess.Popen, timeout: float = 150, status: int = 1) -> list[str]:
-    said = process.communicate(timeout=timeout)[0]
+def errors(process: Command, status: int = 1) -> list[str]:
+    said = "".join(process.communicate(timeout=150))
     assert process.returncode == status
     assert "Traceback" not in said
     return [line for line in said.splitlines() if line.startswith("error: ")]
@@ -287,13 +290,13 @@ def test_a_full_disk_ends_with_a_sentence_and_the_run_goes_on(make_tiny_config, 
     config = make_tiny_config()
     config.steps = 6
     experiment = Experiment(config, tmp_path)
-    experiment.start(tmp_path / "whole").communicate(timeout=600)
-    experiment.start(tmp_path / "parts", "--config.steps=2").communicate(timeout=600)
+    finish([experiment.start(tmp_path / "whole")])
+    finish([experiment.start(tmp_path / "parts", "--config.steps=2")])
     # No file may grow beyond 20 kB: to a program that's a disk with no room.
     full = experiment.start(tmp_path / "parts", largest_file=20_000)
     (error,) = errors(full)
     assert "checkpoint cannot be written" in error
-    experiment.start(tmp_path / "parts").communicate(timeout=600)
+    finish([experiment.start(tmp_path / "parts")])
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -3,17 +3,15 @@
 import contextlib
 import itertools
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import Command, run_command
 from experiment_file import write_experiment
 from flax import nnx
 
@@ -312,16 +310,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     tiny_config.steps = 30
     train(tiny_config, tmp_path / "whole")
     program = write_experiment(tiny_config, tmp_path)
-    command = [sys.executable, "-m", "flexavatar_jax.train"]
-    command += [f"--config={program}", f"--workdir={tmp_path / 'stopped'}"]
+    arguments = [f"--config={program}", f"--workdir={tmp_path / 'stopped'}"]
     # Compiled as quickly as here, so that bits agree.
-    env = os.environ | {"PYTHONPATH": os.getcwd()}
-    process = subprocess.Popen(command, env=env)
+    process = Command("flexavatar_jax.train", *arguments)
     lines = tmp_path / "stopped" / "metrics.jsonl"
     while process.poll() is None and not lines.exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == PREEMPTED
+    process.communicate()
+    assert process.returncode == PREEMPTED
     assert 0 < Checkpoints(tmp_path / "stopped").latest_step < 30
-    assert subprocess.run(command, env=env, check=True).returncode == 0
+    assert run_command("flexavatar_jax.train", *arguments).returncode == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")

@@ -186,7 +186,7 @@ def test_closed_tabs_leave_nothing_behind(running, browser, shown):
     for _ in range(3):
         open_and_close()
     threads = settle()
-    for _ in range(50):
+    for _ in range(12):
         open_and_close()
     assert settle() <= threads + 2
     assert not shown.server.get_clients()
