@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 WORKER = Path(__file__).with_name("scale_out_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ["(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"]
-STEPS = 12
+STEPS = 20
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -129,7 +129,7 @@ def two_processes(make_tiny_config, tmp_path_factory):
     """A job of two processes that nothing disturbs, along fsdp and data: experiment and folder."""
     folder = tmp_path_factory.mktemp("two_processes")
     config = make_tiny_config()
-    config.batch, config.steps = 8, STEPS
+    config.batch, config.steps, config.checkpoint.every = 8, STEPS, 5
     config.mesh.update({"data": 2, "fsdp": 4})
     experiment = Experiment(config, folder)
     finish(experiment.start_job(folder / "run"))
@@ -214,7 +214,7 @@ def wait_for_step(process: Command, workdir: Path, step: int) -> None:
 def test_a_vanished_process_ends_the_others_and_the_job_goes_on(two_processes, tmp_path):
     experiment, whole = two_processes
     first, second = experiment.start_job(tmp_path / "parts")
-    wait_for_step(first, tmp_path / "parts", 5)
+    wait_for_step(first, tmp_path / "parts", 6)
     second.kill()
     said = "".join(first.communicate())
     assert first.returncode not in (0, 2)  # schedulers start it again
