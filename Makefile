@@ -39,7 +39,7 @@ ablation: $(VENV)/.demo
 		--configs $$(ls configs/ablation/[a-z]*.py | paste -sd, -)
 
 test: $(VENV)/.test
-	$(RUN) pytest --numprocesses 2 --dist loadfile
+	$(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(RUN) pytest -m slow

@@ -1,12 +1,18 @@
 """Fixtures that every room's tests use."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 # libtpu is installed for its compiler; without this, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's emitters of whole fusions take three times as long to compile. `XLA_FLAGS= pytest ...` tests
+# what they emit, as .ci/run does for the kernels; later JAX may have nothing else.
+if Version(metadata.version("jaxlib")) < Version("0.11"):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
 @pytest.fixture(scope="session")

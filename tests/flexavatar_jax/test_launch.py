@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         # On CPUs a cached program is the one of the process that wrote it, and waits for itself.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
     }
 
 

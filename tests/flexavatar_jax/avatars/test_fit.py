@@ -45,9 +45,13 @@ def run(loaded, truth, **settings):
     return fitted
 
 
-def test_a_fit_brings_the_renders_to_the_pictures(animator, loaded, truth):
+@pytest.fixture(scope="module")
+def fitted(loaded, truth):
+    return run(loaded, truth)
+
+
+def test_a_fit_brings_the_renders_to_the_pictures(animator, fitted, truth):
     (_, start), images = truth
-    fitted = run(loaded, truth)
 
     def error(code, offsets):
         found = animator.render(code, EXPRESSIONS + offsets, VIEWS, K)
@@ -60,26 +64,27 @@ def test_a_fit_brings_the_renders_to_the_pictures(animator, loaded, truth):
     np.testing.assert_array_equal(fitted.snapshots[-1][1], fitted.code)
 
 
-def test_the_same_seed_gives_the_same_bits_however_the_clock_runs(loaded, truth, monkeypatch):
-    first = run(loaded, truth, steps=7)
+def test_the_same_seed_gives_the_same_bits_however_the_clock_runs(
+    loaded, truth, fitted, monkeypatch
+):
     monkeypatch.setattr(fit_module.time, "monotonic", lambda: 0.0)  # strides of another length
-    np.testing.assert_array_equal(run(loaded, truth, steps=7).code, first.code)
-    assert not np.array_equal(run(loaded, truth, steps=7, seed=1).code, first.code)
+    np.testing.assert_array_equal(run(loaded, truth).code, fitted.code)
+    assert not np.array_equal(run(loaded, truth, seed=1).code, fitted.code)
 
 
-def test_a_model_trained_with_remat_is_fitted_all_the_same(loaded, truth):
+def test_a_model_trained_with_remat_is_fitted_all_the_same(loaded, truth, fitted):
     """As FLEX-1's config has it: what saves memory in training changes nothing here."""
     model = nnx.clone(loaded.model)
     model.decoder.transformer.remat = True
-    found = run(loaded._replace(model=model), truth, steps=2)
-    np.testing.assert_array_equal(found.code, run(loaded, truth, steps=2).code)
+    found = run(loaded._replace(model=model), truth)
+    np.testing.assert_array_equal(found.code, fitted.code)
     assert model.decoder.transformer.remat
 
 
-def test_a_strong_pull_keeps_the_code_where_it_was(loaded, truth):
+def test_a_strong_pull_keeps_the_code_where_it_was(loaded, truth, fitted):
     start = truth[0][1]
-    free, held = (run(loaded, truth, steps=20, pull=pull).code for pull in (0.0, 100.0))
-    assert np.abs(held - start).mean() < 0.3 * np.abs(free - start).mean()
+    held = run(loaded, truth, pull=100.0)
+    assert np.abs(held.code - start).mean() < 0.3 * np.abs(fitted.code - start).mean()
 
 
 def test_every_picture_comes_once_before_any_comes_again():
