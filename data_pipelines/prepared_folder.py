@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.errors import MissingFileError, UserError
-from data_pipelines.files import write
+from data_pipelines.files import list_folder, write
 from data_pipelines.shard_plan import read_plan
 
 _MOST_NAMES = 10  # of clips left out for one reason, in what is printed
@@ -59,7 +59,8 @@ def claim(folder: epath.Path, settings: dict[str, Any], names: list[str]) -> Non
                     f"{folder} was prepared with {key} {found.get(key)}, not {settings.get(key)}: "
                     "choose another folder or delete this one"
                 )
-    elif folder.exists() and any(folder.iterdir()):
+    # Asked again: another machine may have begun just now.
+    elif list_folder(folder) and not path.exists():
         raise UserError(
             f"{folder} holds files that are no prepared data set: choose another folder"
         )

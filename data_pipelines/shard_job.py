@@ -16,27 +16,14 @@ from etils import epath
 from data_pipelines.cameras import rotation_from_6d
 from data_pipelines.captures import CaptureSet, SkipClip, SkippedFrame
 from data_pipelines.errors import GIVE_UP, TRY_AGAIN, UserError
-from data_pipelines.files import write, writing
+from data_pipelines.files import writing
 from data_pipelines.frame import EXPRESSION_SIZE, Frame, expression_part
-from data_pipelines.numpy_files import from_npz, to_npz
 from data_pipelines.ranges import record_ends
 from data_pipelines.record import FrameError, encode_frame
+from data_pipelines.shard_parts import CLIP_COLUMNS, COLUMNS, FRAME_COLUMNS, part_file, write_part
 from data_pipelines.shard_plan import Plan, shard_name
 
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single, already compressed, images
-
-# A shard's part of the index, kept until all shards are written and nothing is left out.
-_CLIP_COLUMNS = {"person": str, "sequence": str, "source": np.int8, "length": np.int64}
-_FRAME_COLUMNS = {"camera": str, "timestep": np.int32, "jaw": np.float32, "size": np.int64}
-LEFT_OUT_COLUMNS = {"clips_left_out": str, "frames_left_out": str}
-COLUMNS = {
-    **_CLIP_COLUMNS,
-    **_FRAME_COLUMNS,
-    **LEFT_OUT_COLUMNS,
-    "names_left_out": str,
-    "record_end": np.int64,
-    "num_bytes": np.int64,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +39,11 @@ class ShardJob:
     def __call__(self, shard: int) -> int:
         """Writes shard number `shard` unless it is there; returns its number of clips."""
         folder, clips = epath.Path(self.folder), self.plan[shard]
-        part = folder / "parts" / f"{shard:05d}.npz"
+        part = part_file(folder, shard)
         if part.exists():  # written after its shard
             return len(clips)
         columns: dict[str, list] = {name: [] for name in COLUMNS}
-        name = shard_name(self.captures.name, shard, len(self.plan))
+        name = shard_name(self.captures.name, shard)
         with writing(folder / name, part.parent) as path:
             writer = _Writer(path)
             for clip in clips:
@@ -68,7 +55,7 @@ class ShardJob:
             writer.close()
             columns["num_bytes"].append(path.stat().st_size)
             columns["record_end"] = record_ends(path, len(columns["camera"]))
-        write(part, to_npz({k: np.array(columns[k], dtype) for k, dtype in COLUMNS.items()}))
+        write_part(folder, shard, columns)
         return len(clips)
 
     @functools.cached_property
@@ -117,9 +104,9 @@ class ShardJob:
             raise SkipClip("no frame is left")
         if len(clip) > 1:
             raise SkipClip("it mixes people, sequences or sources")
-        for name, values in zip(_FRAME_COLUMNS, zip(*frames, strict=True), strict=True):
+        for name, values in zip(FRAME_COLUMNS, zip(*frames, strict=True), strict=True):
             columns[name] += values
-        for name, value in zip(_CLIP_COLUMNS, (*clip.pop(), len(frames)), strict=True):
+        for name, value in zip(CLIP_COLUMNS, (*clip.pop(), len(frames)), strict=True):
             columns[name].append(value)
         return records
 
@@ -136,15 +123,6 @@ def jaw_angle(expression: np.ndarray) -> float:
     if not np.isfinite(R).all():
         raise FrameError("expression", "its jaw is no rotation")
     return float(np.arccos(np.clip((np.trace(R) - 1) / 2, -1, 1)))
-
-
-def read_part(parts: epath.Path, shard: int) -> dict[str, np.ndarray]:
-    path = parts / f"{shard:05d}.npz"
-    columns = from_npz(path.read_bytes(), path)
-    # Written before clips that are left out were named.
-    columns.setdefault("names_left_out", np.full(len(columns["clips_left_out"]), "?"))
-    columns.setdefault("record_end", np.zeros(len(columns["camera"]), np.int64))
-    return columns
 
 
 class _Writer:

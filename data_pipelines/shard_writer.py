@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -12,24 +11,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.captures import CaptureSet
 from data_pipelines.errors import TRY_AGAIN, UserError
-from data_pipelines.files import write
-from data_pipelines.frame import EXPRESSION_SIZE
-from data_pipelines.index import Index, is_finished, remove_index, write_index
+from data_pipelines.finishing import finish
+from data_pipelines.index import is_finished, remove_index
 from data_pipelines.numpy_files import from_npz
 from data_pipelines.prepared_folder import Summary, claim, read_summary
-from data_pipelines.record import FIELDS, QUALITY
-from data_pipelines.shard_job import COLUMNS, LEFT_OUT_COLUMNS, ShardJob, read_part
+from data_pipelines.record import QUALITY
+from data_pipelines.shard_job import ShardJob
+from data_pipelines.shard_parts import LEFT_OUT_COLUMNS, complete_parts
 from data_pipelines.shard_plan import (
     grown,
     read_plan,
-    rename_shards,
+    rename_old_shards,
     split,
     unique_names,
     write_plan,
@@ -64,6 +61,9 @@ class Part:
 
 
 ALL = Part(1, 1)
+
+_OF_A_SHARD = r"^\.\d+\..*-(\d{5,})(?:-of-\d+)?$|^(?:\.\d+\.)?(\d{5,})\.npz$"
+"""Names of parts, and of what is not finished, with the number of the shard."""
 
 
 def write_shards(
@@ -115,15 +115,17 @@ def write_shards(
     parts = folder / "parts"
     finished = is_finished(folder)
     if finished:
-        PreparedSet(folder)  # it is whole, or says what is wrong with it
+        prepared = PreparedSet(folder)  # it is whole, or says what is wrong with it
         summary = Summary(**read_summary(folder))
         retry &= bool(summary.clips_left_out or summary.frames_left_out)
     if not finished or retry or len(more) > len(plan):
+        parts.mkdir(parents=True, exist_ok=True)
+        if finished:
+            complete_parts(prepared)
         remove_index(folder)  # first: without it the folder is unfinished
         plan = more
         write_plan(folder, plan)
-        parts.mkdir(parents=True, exist_ok=True)
-        rename_shards(folder, captures.name, len(plan))
+        rename_old_shards(folder, captures.name)
         mine = [shard for shard in range(len(plan)) if part.takes(shard)]
         _clean(parts, mine, retry)
         job = ShardJob(captures, os.fspath(folder), plan, names, quality)
@@ -134,14 +136,14 @@ def write_shards(
                 bar.update(clips)
         if part != ALL:
             return None
-        _finish(folder, [read_part(parts, shard) for shard in range(len(plan))])
+        finish(folder, len(plan))
     return Summary(**read_summary(folder))
 
 
 def _clean(parts: epath.Path, shards: list[int], retry: bool) -> None:
     """Removes what a killed process left of `shards`, and what is to be tried again."""
-    for path in parts.iterdir():
-        found = re.search(r"^\.\d+\..*-(\d{5})-of-|^\.\d+\.(\d{5})\.npz$|^(\d{5})\.npz$", path.name)
+    for path in parts.iterdir() if parts.is_dir() else ():
+        found = re.search(_OF_A_SHARD, path.name)
         if not found or int(next(filter(None, found.groups()))) not in shards:
             continue
         if path.name.startswith("."):
@@ -187,79 +189,3 @@ def _map(job: ShardJob, shards: list[int], workers: int) -> Iterator[int]:
             ) from e
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _finish(folder: epath.Path, parts: list[dict[str, np.ndarray]]) -> None:
-    """Writes metadata, summary and, last, the index of a folder whose shards are all there."""
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-    shard_frames = [int(part["length"].sum()) for part in parts]
-    summary = Summary(
-        people=len(set(columns["person"])),
-        clips=len(columns["person"]),
-        frames=sum(shard_frames),
-        clips_left_out=by_reason(columns["clips_left_out"], columns["names_left_out"]),
-        frames_left_out=dict(collections.Counter(columns["frames_left_out"].tolist())),
-    )
-    if summary.frames == 0:
-        reasons = "; ".join(str(summary).split("\n")[1:])
-        raise UserError(
-            f"no frame is left to write to {folder}: {reasons}; correct that and give the same "
-            "command with --retry"
-        )
-    camera_names, camera = np.unique(columns["camera"], return_inverse=True)
-    index = Index(
-        clip_start=starts(columns["length"]),
-        person=columns["person"],
-        sequence=columns["sequence"],
-        source=columns["source"],
-        camera_names=camera_names,
-        camera=camera.astype(np.int32),
-        timestep=columns["timestep"],
-        jaw=columns["jaw"],
-        shard_start=starts(shard_frames),
-        shard_bytes=columns["num_bytes"],
-        record_end=columns["record_end"],
-        image_size=columns["size"].min(),
-    )
-    write_tfds_metadata(folder, shard_frames, index.shard_bytes)
-    write(folder / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2).encode())
-    write_index(folder, index)
-
-
-def by_reason(reasons: np.ndarray, names: np.ndarray) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for reason, name in zip(reasons.tolist(), names.tolist(), strict=True):
-        found.setdefault(reason, []).append(name)
-    return found
-
-
-def write_tfds_metadata(
-    folder: epath.Path, shard_frames: list[int], shard_bytes: np.ndarray
-) -> None:
-    tfds.folder_dataset.write_metadata(
-        data_dir=os.fspath(folder),
-        features={
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            "cam2head": tfds.features.Tensor(shape=(4, 4), dtype=np.float32),
-            "K": tfds.features.Tensor(shape=(3, 3), dtype=np.float32),
-            "expression": tfds.features.Tensor(shape=(EXPRESSION_SIZE,), dtype=np.float32),
-            "person": tfds.features.Text(),
-            "sequence": tfds.features.Text(),
-            "timestep": tfds.features.Scalar(dtype=np.int64),
-            "camera": tfds.features.Text(),
-            "source": tfds.features.Scalar(dtype=np.int64),
-            "checksums": tfds.features.Tensor(shape=(len(FIELDS),), dtype=np.int64),
-        },
-        split_infos=[
-            tfds.core.SplitInfo(
-                name="train", shard_lengths=shard_frames, num_bytes=int(sum(shard_bytes))
-            )
-        ],
-        check_data=False,
-    )
-
-
-def starts(lengths: list[int] | np.ndarray) -> np.ndarray:
-    """[n+1] where each of n runs of these lengths starts, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

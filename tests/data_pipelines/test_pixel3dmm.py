@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import cameras, media, pixel3dmm
+from data_pipelines.crop import WidenedCrop
 from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.frame import expression_part
 from data_pipelines.tracker_folders import list_inputs

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pickle
-import shutil
 import sys
 import threading
 
@@ -13,7 +12,6 @@ from etils import epath
 from tiny_captures import TinyCaptures, expression
 
 from data_pipelines.errors import MissingFileError, UserError
-from data_pipelines.numpy_files import to_npz
 from data_pipelines.record import FrameError
 from data_pipelines.shard_job import jaw_angle
 from data_pipelines.shard_writer import write_shards
@@ -143,18 +141,6 @@ def test_a_bucket_written_anew_is_read_anew(tmp_path, monkeypatch):
 def write_to_bucket(root: str, quality: int) -> str:
     write_shards(TinyCaptures(), root, quality=quality)
     return f"{root}/tiny"
-
-
-def test_a_folder_with_all_of_its_index_in_one_file_still_opens(tmp_path):
-    """As it was written before columns were mapped."""
-    write_shards(TinyCaptures(), tmp_path)
-    folder = tmp_path / "tiny"
-    index = PreparedSet(folder).index
-    (folder / "index.npz").write_bytes(to_npz(dataclasses.asdict(index)))
-    (folder / "index.json").unlink()
-    shutil.rmtree(folder / "index")
-    for name, column in dataclasses.asdict(PreparedSet(folder).index).items():
-        np.testing.assert_array_equal(column, getattr(index, name))
 
 
 def test_processes_map_the_index_and_are_not_sent_it(tmp_path):
