@@ -5,8 +5,10 @@ Paths are `etils.epath` ones: gs:// and s3:// work where gcsfs or s3fs is instal
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
+from data_pipelines import buckets
 from data_pipelines.errors import TRY_AGAIN, UserError
 
 
@@ -39,7 +42,7 @@ def writing(path: epath.PathLike, scratch: epath.PathLike | None = None) -> Iter
         if not remote:
             path.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp() if remote else os.fspath(scratch or path.parent)
-        unfinished = Path(folder) / f".{os.getpid()}.{path.name}"
+        unfinished = Path(folder) / f".{secrets.randbits(48)}.{path.name}"
         yield unfinished
         if remote:  # object stores show an upload only when it is complete
             with open(unfinished, "rb") as f, path.open("wb") as g:
@@ -60,6 +63,25 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
     """Writes a file in one step, text as UTF-8; raises `UserError` as `writing`."""
     with writing(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read(path: epath.PathLike) -> bytes:
+    """A file's content; of one in the cloud what fails is asked for again (see `buckets`)."""
+    return buckets.fetch(path) if is_remote(path) else epath.Path(path).read_bytes()
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is such a file; of one in the cloud what fails is asked for again."""
+    return buckets.exists(path) if is_remote(path) else epath.Path(path).exists()
+
+
+def file_sizes(folder: epath.PathLike) -> dict[str, int]:
+    """Names and bytes of the files in a folder; asked for many at a time, or in one list."""
+    if is_remote(folder):
+        return buckets.file_sizes(folder)
+    with os.scandir(folder) as entries, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        files = [entry for entry in entries if entry.is_file()]
+        return dict(pool.map(lambda entry: (entry.name, entry.stat().st_size), files))
 
 
 def make_writable(folder: epath.PathLike) -> None:

@@ -4,26 +4,33 @@
     index.json                           their sizes and checksums; written last
 
 All processes of a host that read a data set share the pages of one copy, whatever their number.
+Of a data set in the cloud the columns are copied once a host, to `$FLEXAVATAR_CACHE`.
 Folders that were written before have all columns in one `index.npz`, which is loaded instead.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import fcntl
+import hashlib
 import io
 import json
 import os
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 from etils import epath
 
-from data_pipelines.cache import local_copy
+from data_pipelines import buckets
 from data_pipelines.errors import MissingFileError, UserError
-from data_pipelines.files import is_remote, list_folder, write
+from data_pipelines.files import exists, is_remote, list_folder, read, write, writing
 from data_pipelines.numpy_files import from_npz
 
 _FILE, _FOLDER, _OLD_FILE = "index.json", "index", "index.npz"
+_PIECE, _PIECES_AT_ONCE = 1 << 25, 8  # of a column that is copied from a bucket, in bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Index:
 
 def is_finished(folder: epath.Path) -> bool:
     """Whether a folder holds a data set that was prepared to the end."""
-    return (folder / _FILE).exists() or (folder / _OLD_FILE).exists()
+    return exists(folder / _FILE) or exists(folder / _OLD_FILE)
 
 
 def find_sets(folder: epath.PathLike) -> list[epath.Path]:
@@ -100,6 +107,16 @@ def remove_index(folder: epath.Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def is_up_to_date(folder: epath.Path) -> bool:
+    """Whether a finished folder's index is one file a column."""
+    return exists(folder / _FILE)
+
+
+def remove_old_index(folder: epath.Path) -> None:
+    """Removes the single file that once was the index, when there is another."""
+    (folder / _OLD_FILE).unlink(missing_ok=True)
+
+
 def write_index(folder: epath.Path, index: Index) -> None:
     """Writes the index of a folder and with it finishes it; raises `UserError`."""
     columns = {}
@@ -115,29 +132,31 @@ def write_index(folder: epath.Path, index: Index) -> None:
 def index_version(folder: epath.Path) -> bytes:
     """What differs between indexes of different content."""
     path = folder / _FILE
-    return (path if path.exists() else folder / _OLD_FILE).read_bytes()
+    return read(path if exists(path) else folder / _OLD_FILE)
 
 
 def read_index(folder: epath.Path, version: str, *, check: bool = True) -> Index:
     """The index of a finished folder, its columns mapped.
 
     Args:
-      folder: local, or in the cloud, of which the columns are copied once a host (see `cache`).
-      version: of its content, for the copy.
+      folder: local, or in the cloud.
+      version: of its content, for the host's copy.
       check: whether to read it all and compare the checksums.
 
     Raises:
       ValueError, OSError, KeyError, TypeError: it is damaged.
     """
-    if not (folder / _FILE).exists():
-        columns = from_npz((folder / _OLD_FILE).read_bytes(), folder / _OLD_FILE)
+    if not exists(folder / _FILE):
+        columns = from_npz(read(folder / _OLD_FILE), folder / _OLD_FILE)
         columns.setdefault("record_end", np.zeros(len(columns["camera"]), np.int64))
         return Index(**columns)
-    columns = json.loads((folder / _FILE).read_text())["columns"]
+    columns = json.loads(read(folder / _FILE))["columns"]
     arrays = {}
     for field in dataclasses.fields(Index):
         path, expected = folder / _FOLDER / f"{field.name}.npy", columns[field.name]
-        local = local_copy(path, version) if is_remote(path) else os.fspath(path)
+        local = os.fspath(path)
+        if is_remote(path):
+            local = _host_copy(path, int(expected["bytes"]), version)
         if os.path.getsize(local) != expected["bytes"] or (
             check and _checksum(local) != expected["crc32"]
         ):
@@ -145,6 +164,28 @@ def read_index(folder: epath.Path, version: str, *, check: bool = True) -> Index
         # As a plain view: memmap's own indexing is slow.
         arrays[field.name] = np.load(local, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     return Index(**arrays)
+
+
+def _host_copy(path: epath.Path, size: int, version: str) -> str:
+    """A column's copy for all processes of this host, made by the first that asks for it."""
+    default = Path(tempfile.gettempdir()) / f"flexavatar-{os.getuid()}"
+    cache = Path(os.environ.get("FLEXAVATAR_CACHE", default))
+    folder = cache / hashlib.sha256(f"{os.fspath(path.parent)} {version}".encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True)
+    copy = folder / path.name
+    with open(folder / f".{path.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            with writing(copy) as unfinished, open(unfinished, "wb") as file:
+
+                def copy_piece(begin: int) -> None:
+                    piece = buckets.fetch(path, begin, min(begin + _PIECE, size))
+                    os.pwrite(file.fileno(), piece, begin)
+
+                with concurrent.futures.ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
+                    list(pool.map(copy_piece, range(0, size, _PIECE)))
+    return os.fspath(copy)
 
 
 def _checksum(path: str) -> int:

@@ -3,35 +3,28 @@
 ArrayRecord's own client for gs:// asks for everything from a record to the end of the shard and
 hangs up when it has enough (https://github.com/google/array_record/pull/209), which moves megabytes
 for a record; for other stores there is none. So a shard's index keeps where its records end, and
-they are asked for by fsspec. ArrayRecord's files are Riegeli's: blocks of 64 KiB that begin with a
-header, and through them a stream of chunks, here with one record each and not compressed
+those bytes are asked for (see `buckets`). ArrayRecord's files are Riegeli's: blocks of 64 KiB that
+begin with a header, and through them a stream of chunks, here uncompressed with one record each
 (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md).
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-import random
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
-from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines import buckets
 
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _CHUNK_HEADER = struct.Struct("<QQQQQ")  # hash, size, hash of data, kind and records, decoded size
 FIRST_RECORD = _CHUNK_HEADER.size
 """Where a shard's first record begins in its stream: behind the chunk that signs the file."""
-
-ATTEMPTS, FIRST_WAIT = 6, 0.25
-"""How often a request is tried, and seconds before the second time; each wait is twice the last."""
 
 
 def record_ends(path: Path, count: int) -> Int64[np.ndarray, "count"]:
@@ -56,38 +49,15 @@ def record_ends(path: Path, count: int) -> Int64[np.ndarray, "count"]:
 def read_record(path: epath.Path, begin: int, end: int) -> bytes:
     """The record at `begin` to `end` in the stream of a shard in the cloud.
 
-    What fails is asked for again, after waits that grow.
-
     Raises:
-      UserError: it failed `ATTEMPTS` times; names the shard.
+      UserError: it cannot be fetched; names the shard.
       ValueError: what is there is no record.
     """
-    chunk = _stream(lambda a, b: _fetch(path, a, b), begin, end)
+    chunk = _stream(lambda a, b: buckets.fetch(path, a, b), begin, end)
     _, size, _, _, decoded = _CHUNK_HEADER.unpack_from(chunk)
     if size != len(chunk) - _CHUNK_HEADER.size or not 0 < decoded <= size:
         raise ValueError("the shard is not the one that the index was written for")
     return chunk[len(chunk) - decoded :]
-
-
-def _fetch(path: epath.Path, begin: int, end: int) -> bytes:
-    for attempt in range(ATTEMPTS):
-        try:
-            files, name = fsspec.core.url_to_fs(os.fspath(path))
-            content = files.cat_file(name, start=begin, end=end)
-            if len(content) == end - begin:
-                return content
-            fault = f"{len(content)} bytes came instead of {end - begin}"
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # each store has errors of its own
-            fault = " ".join(str(error).split())[:200] or type(error).__name__
-        if attempt < ATTEMPTS - 1:
-            time.sleep(FIRST_WAIT * 2**attempt * (0.5 + random.random()))
-    raise UserError(
-        f"{os.fspath(path)} cannot be read ({fault}), tried {ATTEMPTS} times; see whether the "
-        "bucket can be reached from here, then give the same command again",
-        status=TRY_AGAIN,
-    )
 
 
 def _stream(read: Callable[[int, int], bytes], begin: int, end: int) -> bytes:

@@ -1,8 +1,7 @@
 """Which clip is written into which shard: decided once, so that a folder can grow.
 
 `clips.json` lists the names of each shard's clips. Clips that a source has won since then go to
-shards of their own behind the others, which are not written again; only their files' names change,
-as these end in the number of shards.
+shards of their own behind the others, which are not written again.
 """
 
 from __future__ import annotations
@@ -23,9 +22,18 @@ Plan = list[list[str]]
 """The names of each shard's clips."""
 
 
-def shard_name(name: str, shard: int, count: int) -> str:
-    """File name of shard number `shard` of `count` of the data set `name`."""
-    return f"{name}-train.array_record-{shard:05d}-of-{count:05d}"
+FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+"""TFDS's name for the pattern of `shard_name`."""
+
+
+def shard_name(name: str, shard: int) -> str:
+    """File name of shard number `shard` of the data set `name`, however many there will be."""
+    return f"{name}-train.array_record-{shard:05d}"
+
+
+def old_shard_name(name: str, shard: int, count: int) -> str:
+    """The same in folders that were written before data sets could grow."""
+    return f"{shard_name(name, shard)}-of-{count:05d}"
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -84,17 +92,16 @@ def write_plan(folder: epath.Path, plan: Plan) -> None:
     write(folder / CLIPS_FILE, json.dumps({"shards": plan}))
 
 
-def rename_shards(folder: epath.Path, name: str, count: int) -> None:
-    """Gives shards that were written for another number of them their name of `count`."""
-    start, end = f"{name}-train.array_record-", f"-of-{count:05d}"
+def rename_old_shards(folder: epath.Path, name: str) -> None:
+    """Gives shards whose files' names end in their number names that stay as the folder grows."""
     for path in list_folder(folder):
-        number = path.name.removeprefix(start)[:5]
-        if not path.name.startswith(start) or path.name.endswith(end) or not number.isdecimal():
+        new, of, _ = path.name.rpartition("-of-")
+        if not of or not new.startswith(f"{name}-train.array_record-"):
             continue
         try:
-            path.rename(folder / shard_name(name, int(number), count))
+            path.rename(folder / new)
         except (FileNotFoundError, FileExistsError):
-            if not (folder / shard_name(name, int(number), count)).exists():
+            if not (folder / new).exists():
                 raise  # otherwise another machine's part of this work did it
         except OSError as error:
             raise UserError(f"{os.fspath(path)} cannot be renamed ({error})") from error

@@ -1,23 +1,21 @@
 """A prepared data set on disk: ArrayRecord shards in TFDS's layout, and an index beside them.
 
     DIR/<name>/
-      settings.json                                 what the data set was prepared with
-      <name>-train.array_record-00000-of-00012      a record a frame, a clip's frames together
-      dataset_info.json, features.json              TFDS's metadata: `tfds.builder_from_directory`
-      summary.json                                  counts, and what was left out
-      clips.json                                    which clip is in which shard
-      parts/00000.npz                               each shard's part of the index, for growing
-      index/*.npy, index.json                       who, when and which camera; written last
+      settings.json                        what the data set was prepared with
+      <name>-train.array_record-00000      a record a frame, a clip's frames together
+      dataset_info.json, features.json     TFDS's metadata: `tfds.builder_from_directory`
+      summary.json                         counts, and what was left out
+      clips.json                           which clip is in which shard
+      parts/00000.npz                      each shard's part of the index, for growing
+      index/*.npy, index.json              who, when and which camera; written last
 
 `shard_writer.write_shards` makes such a folder, `PreparedSet` reads it. It may lie in the cloud
-(see `files`): of a shard there only the records that are needed are fetched (see `ranges`); one
-that was written before their places were noted is downloaded whole when first read.
+(see `files`): of a shard there only the records that are needed are fetched (see `ranges`).
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import hashlib
 import json
 import os
@@ -27,14 +25,14 @@ from typing import Any
 from array_record.python import array_record_module
 from etils import epath
 
-from data_pipelines.cache import local_copy
+from data_pipelines.buckets import BucketError
 from data_pipelines.errors import MissingFileError, UserError
-from data_pipelines.files import is_remote
+from data_pipelines.files import file_sizes, is_remote, read
 from data_pipelines.frame import Frame
 from data_pipelines.index import index_version, is_finished, read_index
 from data_pipelines.ranges import FIRST_RECORD, read_record
 from data_pipelines.record import FrameError, decode_frame
-from data_pipelines.shard_plan import shard_name
+from data_pipelines.shard_plan import old_shard_name, shard_name
 
 _OPEN_READERS = 128  # per process; the usual limit is 1024 open files
 
@@ -55,11 +53,13 @@ class PreparedSet:
                 f"`python -m data_pipelines.prepare`"
             )
         try:
-            settings = (self.folder / "settings.json").read_bytes()
+            settings = read(self.folder / "settings.json")
             self.settings = json.loads(settings)
             self.name: str = self.settings["name"]
             self._version = hashlib.sha256(settings + index_version(self.folder)).hexdigest()
             self.index = read_index(self.folder, self._version)
+        except BucketError:
+            raise
         except Exception as e:  # damage raises errors of many kinds
             raise UserError(
                 f"the index or settings.json of {self.folder} is damaged ({_first_line(e)}): copy "
@@ -76,16 +76,22 @@ class PreparedSet:
 
         Raises:
           RecordError: its shard cannot give it back.
-          UserError: its shard, in the cloud, cannot be reached.
+          UserError: its shard, in the cloud, cannot be reached, or its place there is not known.
         """
         shard = self.index.shard_of(i)
         place = i - int(self.index.shard_start[shard])
         end = int(self.index.record_end[i])
         try:
-            if end and is_remote(self.folder):
+            if is_remote(self.folder):
+                if not end:
+                    raise UserError(
+                        f"{self.folder} was prepared before the places of records were noted, by "
+                        "which they are read from a bucket: run `python -m data_pipelines.reindex "
+                        f"{self.folder}` once"
+                    )
                 begin = int(self.index.record_end[i - 1]) if place else FIRST_RECORD
-                return read_record(self._shard(shard), begin, end)
-            return self._readers(self._shard(shard), self._version).read([place])[0]
+                return read_record(self.shard(shard), begin, end)
+            return self._readers(self.shard(shard)).read([place])[0]
         except UserError:
             raise  # the network's fault, not the record's
         except Exception as e:  # ArrayRecord raises RuntimeError, IndexError and others
@@ -118,32 +124,32 @@ class PreparedSet:
     def _bad(self, i: int, fault: FrameError) -> RecordError:
         shard = self.index.shard_of(i)
         return RecordError(
-            os.fspath(self._shard(shard)), i - int(self.index.shard_start[shard]), fault
+            os.fspath(self.shard(shard)), i - int(self.index.shard_start[shard]), fault
         )
 
-    def _shard(self, shard: int) -> epath.Path:
-        return self.folder / shard_name(self.name, shard, len(self.index.shard_bytes))
+    def shard(self, shard: int) -> epath.Path:
+        """The file of a shard."""
+        if self._old_names:
+            return self.folder / old_shard_name(self.name, shard, len(self.index.shard_bytes))
+        return self.folder / shard_name(self.name, shard)
 
     def _check_shards(self) -> None:
-        def size(shard: int) -> int | None:
-            try:
-                return self._shard(shard).stat().length
-            except FileNotFoundError:
-                return None
-
-        expected = self.index.shard_bytes
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            for shard, found in enumerate(pool.map(size, range(len(expected)))):
-                if found is None:
-                    raise MissingFileError(
-                        f"shard {self._shard(shard)} is missing: copy it again, or delete the "
-                        "folder and prepare it again"
-                    )
-                if found != expected[shard]:
-                    raise UserError(
-                        f"shard {self._shard(shard)} is {found} bytes long where {expected[shard]} "
-                        "were written: copy it again, or delete the folder and prepare it again"
-                    )
+        expected, found = self.index.shard_bytes, file_sizes(self.folder)
+        self._old_names = shard_name(self.name, 0) not in found and (
+            old_shard_name(self.name, 0, len(expected)) in found
+        )
+        for shard, size in enumerate(expected.tolist()):
+            path = self.shard(shard)
+            if path.name not in found:
+                raise MissingFileError(
+                    f"shard {path} is missing: copy it again, or delete the folder and prepare it "
+                    "again"
+                )
+            if found[path.name] != size:
+                raise UserError(
+                    f"shard {path} is {found[path.name]} bytes long where {size} were written: "
+                    "copy it again, or delete the folder and prepare it again"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "index")}
@@ -195,14 +201,14 @@ class _Readers:
         self._open: collections.OrderedDict[epath.Path, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, path: epath.Path, version: str) -> Any:
+    def __call__(self, path: epath.Path) -> Any:
         with self._lock:
             if path in self._open:
                 self._open.move_to_end(path)
             else:
                 # A dropped reader closes itself once the threads that read from it are done.
                 self._open[path] = array_record_module.ArrayRecordReader(
-                    local_copy(path, version), options="readahead_buffer_size:0"
+                    os.fspath(path), options="readahead_buffer_size:0"
                 )
                 if len(self._open) > _OPEN_READERS:
                     self._open.popitem(last=False)

@@ -71,7 +71,7 @@ def test_no_file_of_the_package_is_longer_than_a_reader_can_hold():
     lengths = {
         name: path.read_text().count("\n")
         for name, path in MODULES.items()
-        if name.startswith("flexavatar_jax")
+        if not name.startswith("kernels")
     }
     assert {name: lines for name, lines in lengths.items() if lines > 350} == {}
 

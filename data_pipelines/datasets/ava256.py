@@ -35,14 +35,16 @@ from etils import epath
 from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
-from data_pipelines.datasets.multi_view import (
-    Camera,
-    MultiViewCaptures,
-    Performance,
-    View,
-    read_matrix,
-)
+from data_pipelines.datasets.multi_view import MultiViewCaptures, Performance
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.datasets.views import (
+    Camera,
+    View,
+    first_readable,
+    invert_pose,
+    read_matrix,
+    resize_mask,
+)
 from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.files import list_folder
 
@@ -96,7 +98,7 @@ class Ava256Performance(Performance):
             raise UserError(f"{path}: T of camera {name} is not transposed as published.")
         K[:2, 2] += 0.5  # a pixel's centre at a half
         K[:2] *= self._width / CALIBRATED_WIDTH
-        cam2world = multi_view.invert_pose(T.T, f"{path}: T of camera {name}")
+        cam2world = invert_pose(T.T, f"{path}: T of camera {name}")
         cam2world[:3, 3] /= 1000  # millimetres
         return Camera(K, cam2world)
 
@@ -128,7 +130,7 @@ class Ava256Performance(Performance):
                 yield SkippedFrame(str(error))
                 continue
             mask = np.where(parts > 0, np.uint8(255), np.uint8(0))
-            yield View(timestep, image, multi_view.resize_mask(mask, image))
+            yield View(timestep, image, resize_mask(mask, image))
 
     @property
     def _decoder(self) -> epath.Path:
@@ -151,7 +153,7 @@ class Ava256Performance(Performance):
     def _width(self) -> int:
         """Of the images: all cameras are alike, so of any whose zip is whole."""
         zips = (self._images / f"cam{name}.zip" for name in self._names)
-        return multi_view.first_readable(_first_photo, zips).shape[1]
+        return first_readable(_first_photo, zips).shape[1]
 
     @functools.cached_property
     def _calibration(self) -> dict[str, dict]:

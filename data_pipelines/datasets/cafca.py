@@ -26,15 +26,9 @@ from etils import epath
 from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
-from data_pipelines.datasets.multi_view import (
-    Camera,
-    MultiViewCaptures,
-    Performance,
-    TrackedFrame,
-    View,
-    read_matrix,
-)
+from data_pipelines.datasets.multi_view import MultiViewCaptures, Performance
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.datasets.views import Camera, TrackedFrame, View, read_matrix, resize_mask
 from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.files import list_folder
 from data_pipelines.pixel3dmm import TrackedClip
@@ -114,7 +108,7 @@ class CafcaPerformance(Performance):
             except UserError as error:
                 yield SkippedFrame(str(error))
                 continue
-            yield View(timestep, photo, multi_view.resize_mask(mask, photo))
+            yield View(timestep, photo, resize_mask(mask, photo))
 
     def tracked(self, name: str) -> dict[int, TrackedFrame]:
         frames = {}

@@ -13,11 +13,11 @@ import os
 
 from etils import epath
 
-from data_pipelines import pixel3dmm
 from data_pipelines.captures import CaptureSet
 from data_pipelines.datasets import tracked_videos
 from data_pipelines.datasets.tracked_videos import Clip, TrackedVideos
 from data_pipelines.errors import MissingFileError
+from data_pipelines.tracker_folders import list_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def capture_sets(args: argparse.Namespace) -> list[CaptureSet]:
-    inputs = pixel3dmm.list_inputs(args.source)
+    inputs = list_inputs(args.source)
     source = epath.Path(args.source)
     clips = tuple(
         Clip(name, name, os.fspath(path.relative_to(source))) for name, path in inputs.items()

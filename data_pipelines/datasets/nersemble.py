@@ -32,14 +32,16 @@ from PIL import Image, ImageFilter
 from data_pipelines import media
 from data_pipelines.captures import CaptureSet, SkippedFrame
 from data_pipelines.datasets import multi_view
-from data_pipelines.datasets.multi_view import (
-    Camera,
-    MultiViewCaptures,
-    Performance,
-    View,
-    read_matrix,
-)
+from data_pipelines.datasets.multi_view import MultiViewCaptures, Performance
 from data_pipelines.datasets.tracked_videos import read_json, require_folder
+from data_pipelines.datasets.views import (
+    Camera,
+    View,
+    first_readable,
+    invert_pose,
+    read_matrix,
+    resize_mask,
+)
 from data_pipelines.errors import MissingFileError, UserError
 from data_pipelines.files import list_folder
 
@@ -91,9 +93,7 @@ class NersemblePerformance(Performance):
 
     def camera(self, name: str, timestep: int) -> Camera:
         where = f"{self._camera_params}: world_2_cam of {name}"
-        return Camera(
-            self._K, multi_view.invert_pose(read_matrix(self._poses[name], (4, 4), where), where)
-        )
+        return Camera(self._K, invert_pose(read_matrix(self._poses[name], (4, 4), where), where))
 
     def views(self, name: str, timesteps: Sequence[int]) -> Iterator[View | SkippedFrame]:
         corrected = colour_correction(self._colour(name))
@@ -110,7 +110,7 @@ class NersemblePerformance(Performance):
                 except UserError as error:
                     yield SkippedFrame(str(error))
                     continue
-                mask = multi_view.resize_mask(mask, photo)
+                mask = resize_mask(mask, photo)
             yield View(timestep, np.asarray(Image.fromarray(photo).filter(corrected)), mask)
         for _ in wanted:
             yield SkippedFrame("its video ends before the tracking")
@@ -153,7 +153,7 @@ class NersemblePerformance(Performance):
         """Intrinsics at the videos' size: all cameras are alike, so of any video that decodes."""
         where = f"{self._camera_params}: intrinsics"
         K = read_matrix(self._calibration.get("intrinsics"), (3, 3), where)
-        width, _ = multi_view.first_readable(media.video_size, map(self._video, self._names))
+        width, _ = first_readable(media.video_size, map(self._video, self._names))
         K[:2] *= width / CALIBRATED_WIDTH
         return K
 

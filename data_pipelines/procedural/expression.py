@@ -19,15 +19,9 @@ from data_pipelines import cameras
 from data_pipelines.errors import UserError
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
 from data_pipelines.head_mesh import EYE_HEIGHT, EYE_OFFSET, MOUTH_HEIGHT, MOUTH_WIDTH, smoothstep
-from data_pipelines.procedural.anatomy import (
-    EYE_RADIUS,
-    EYE_ROW,
-    EYE_WIDTH,
-    JAW_JOINT,
-    LID_THICKNESS,
-    NECK_JOINT,
-    anatomy,
-)
+from data_pipelines.procedural.anatomy import JAW_JOINT, LID_THICKNESS, NECK_JOINT, anatomy
+from data_pipelines.procedural.features import EYE_RADIUS
+from data_pipelines.procedural.skin import EYE_ROW, EYE_WIDTH
 
 BLENDSHAPES = (
     "smile",  # negative: the corners of the mouth fall

@@ -13,9 +13,9 @@ from scipy.interpolate import PchipInterpolator
 
 from data_pipelines.head_mesh import HeadShape, head_surface, smoothstep
 from data_pipelines.procedural import atlas
-from data_pipelines.procedural.anatomy import sheet, surface_u
 from data_pipelines.procedural.noise import waves
 from data_pipelines.procedural.person import Hair, Person
+from data_pipelines.procedural.skin import sheet, surface_u
 
 HANGING_LINE = 0.37
 """tau from which long hair no longer follows the head."""

@@ -21,9 +21,10 @@ from data_pipelines.head_mesh import (
     smoothstep,
 )
 from data_pipelines.procedural import atlas, hair
-from data_pipelines.procedural.anatomy import EYE_RADIUS, EYE_ROW, EYE_WIDTH
+from data_pipelines.procedural.features import EYE_RADIUS
 from data_pipelines.procedural.noise import waves
 from data_pipelines.procedural.person import Person
+from data_pipelines.procedural.skin import EYE_ROW, EYE_WIDTH
 
 IRIS_RADIUS, PUPIL_RADIUS = 0.0066, 0.0028
 

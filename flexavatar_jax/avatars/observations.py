@@ -13,15 +13,10 @@ from jaxtyping import Float, Int, UInt8
 from data_pipelines.errors import UserError
 from data_pipelines.frame import Frame
 from data_pipelines.index import is_finished
-from data_pipelines.pixel3dmm import (
-    VIDEOS,
-    Portrait,
-    TrackedClip,
-    find_input,
-    read_clip,
-    read_portrait,
-)
+from data_pipelines.media import VIDEOS
+from data_pipelines.pixel3dmm import Portrait, TrackedClip, read_clip, read_portrait
 from data_pipelines.shards import PreparedSet
+from data_pipelines.tracker_folders import find_input
 
 
 class Observations(NamedTuple):

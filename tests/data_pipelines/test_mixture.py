@@ -19,7 +19,8 @@ from tiny_captures import TinyCaptures
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from data_pipelines.mixture import Proportions, make_iterator
+from data_pipelines.mixture import make_iterator
+from data_pipelines.proportions import Proportions
 from data_pipelines.shard_writer import write_shards
 
 

@@ -14,10 +14,12 @@ from data_pipelines.procedural.expression import (
     deform,
     head_to_world,
 )
+from data_pipelines.procedural.features import EYE_RADIUS
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.performance import perform
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
+from data_pipelines.procedural.skin import EYE_ROW, MOUTH_ROW
 
 A = anatomy.anatomy()
 SHAPE = HeadShape()
@@ -38,7 +40,7 @@ def turned(part: str, axis: tuple[float, float, float], angle: float) -> np.ndar
 
 def lips() -> tuple[int, int]:
     """Numbers of the vertices in the middle of the upper and the lower lip's edge."""
-    edge = (A.v == anatomy.MOUTH_ROW) & (np.abs(A.rest[:, 0]) < 1e-6)
+    edge = (A.v == MOUTH_ROW) & (np.abs(A.rest[:, 0]) < 1e-6)
     skin = np.flatnonzero(edge[A.skin] & (A.rest[A.skin, 2] > 0))
     assert len(skin) == 2
     return tuple(sorted(skin, key=lambda i: -A.side[i]))
@@ -73,7 +75,7 @@ def test_jaw_leaves_forehead_eyes_and_shoulders():
 
 
 def test_eyelids_close_each_eye_by_itself():
-    edges = (A.v == anatomy.EYE_ROW) & (np.abs(np.abs(A.rest[:, 0]) - 0.0315) < 0.002)
+    edges = (A.v == EYE_ROW) & (np.abs(np.abs(A.rest[:, 0]) - 0.0315) < 0.002)
     edges[A.skin.stop :] = False
     edges &= A.rest[:, 2] > 0
 
@@ -97,7 +99,7 @@ def test_eyes_turn_about_their_centres():
         pupil = part.start
         assert left[pupil, 0] > straight[pupil, 0] + 0.003
         radius = np.linalg.norm(left[part] - center, axis=-1)
-        np.testing.assert_allclose(radius, anatomy.EYE_RADIUS, rtol=1e-4)
+        np.testing.assert_allclose(radius, EYE_RADIUS, rtol=1e-4)
     outside = np.ones(len(A.v), bool)
     for part in A.eyes:
         outside[part] = False
@@ -123,7 +125,7 @@ def test_smile_raises_the_corners_of_the_mouth():
 
 
 def _corner() -> int:
-    ring = (A.v[A.skin] == anatomy.MOUTH_ROW) & (A.rest[A.skin, 2] > 0)
+    ring = (A.v[A.skin] == MOUTH_ROW) & (A.rest[A.skin, 2] > 0)
     return int(np.argmin(np.where(ring, np.abs(A.rest[A.skin, 0] - 0.026), 1)))
 
 

@@ -15,6 +15,7 @@ from data_pipelines.procedural.__main__ import main
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import Person, sample_person
 from data_pipelines.procedural.renderer import render
+from data_pipelines.procedural.skin import EYE_ROW, EYE_WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,10 @@ def test_meshes_name_only_vertices_they_have(people):
 
 def test_slits_lie_on_the_lines_of_lips_and_lids():
     a = anatomy.anatomy()
-    lower = np.flatnonzero((a.side[a.skin] == -1) & (a.v[a.skin] == anatomy.EYE_ROW))
+    lower = np.flatnonzero((a.side[a.skin] == -1) & (a.v[a.skin] == EYE_ROW))
     x = np.sort(np.abs(a.rest[lower, 0]))
-    assert x.min() > 0.0315 - anatomy.EYE_WIDTH
-    assert x.max() < 0.0315 + anatomy.EYE_WIDTH
+    assert x.min() > 0.0315 - EYE_WIDTH
+    assert x.max() < 0.0315 + EYE_WIDTH
     neutral = anatomy.neutral_vertices(HeadShape(), 1.0, 1.0)
     for twin in lower:  # closed at rest: each has its double on the other side
         same = np.linalg.norm(neutral[a.skin] - neutral[twin], axis=-1) < 1e-9

@@ -9,7 +9,7 @@ from memory_bucket import MemoryBucket
 from ml_collections import ConfigDict
 from tiny_captures import TinyCaptures
 
-from data_pipelines import ranges
+from data_pipelines import buckets, ranges
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.mixture import make_iterator
 from data_pipelines.shard_writer import write_shards
@@ -19,7 +19,7 @@ from data_pipelines.shards import PreparedSet
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(ranges, "FIRST_WAIT", 1e-4)
+    monkeypatch.setattr(buckets, "FIRST_WAIT", 1e-4)
     return f"az://{tmp_path.name}"
 
 

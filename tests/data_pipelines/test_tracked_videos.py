@@ -13,6 +13,7 @@ from data_pipelines.datasets import celebv_hq, celebv_text, folder, hello3, vfhq
 from data_pipelines.errors import GIVE_UP, TRY_AGAIN
 from data_pipelines.frame import MONOCULAR
 from data_pipelines.shards import PreparedSet
+from data_pipelines.tracker_folders import list_inputs
 
 PHOTOS = [look_alikes.photo(128, 128) // 4 + np.uint8(30 * t) for t in range(6)]
 CROP = (14, 114, 14, 114)
@@ -257,7 +258,7 @@ def test_real_portraits_through_shards(tmp_path, shared_dir):
     assert prepare.main([*argv, "--workers", "1"]) == 0
     prepared = PreparedSet(tmp_path / "folder")
     assert len(prepared) == 2
-    for i, name in enumerate(pixel3dmm.list_inputs(shared_dir / "real")):
+    for i, name in enumerate(list_inputs(shared_dir / "real")):
         frame = prepared.frame(i)
         portrait = pixel3dmm.read_portrait(shared_dir / "real", name)
         np.testing.assert_array_equal(frame.cam2head, portrait.cam2head)

@@ -72,3 +72,21 @@ class TinyCaptures:
                 yield made
         if i in self.skip:
             raise SkipClip("its calibration is missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiesAtClip(TinyCaptures):
+    """Tiny captures whose clip `dies_at` ends the program."""
+
+    dies_at: int = 3
+
+    def clip(self, i: int):
+        if i == self.dies_at:
+            raise KeyboardInterrupt
+        return super().clip(i)
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file below a folder by its name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
