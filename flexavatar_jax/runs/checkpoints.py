@@ -135,10 +135,12 @@ class Checkpoints:
           UserError: it cannot be written.
         """
         with self._writing():
-            saved, self._saving = self._saving, None
-            self._manager.wait_until_finished()
-            if saved is not None and jax.process_index() == 0:
-                digests.record(self.directory / str(saved))
+            try:
+                self._manager.wait_until_finished()
+                if self._saving is not None and jax.process_index() == 0:
+                    digests.record(self.directory / str(self._saving))
+            finally:
+                self._saving = None
 
     def _record(self) -> None:
         """Orbax calls it when a checkpoint is written, before it gives it its name."""

@@ -151,14 +151,21 @@ def test_plain_orbax_reads_the_checkpoint(run):
     np.testing.assert_array_equal(restored["kernel"], PARAMS["kernel"][...])
 
 
-def test_a_checkpoint_has_its_digests_from_the_moment_it_has_its_name(tmp_path):
+def test_a_checkpoint_has_its_digests_from_the_moment_it_has_its_name(tmp_path, monkeypatch):
     """So one whose process was killed thereafter is checked, too."""
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, PARAMS)
-    checkpoints._manager.wait_until_finished()  # and not `wait`
-    recorded = json.loads((tmp_path / "checkpoints" / "2" / digests.FILE).read_text())["files"]
-    assert {"params/manifest.ocdbt", "progress/metadata"} < recorded.keys()
-    checkpoints.close()
+    recorded, record = [], digests.record
+
+    def remember(folder, **how):
+        record(folder, **how)
+        files = json.loads((folder / digests.FILE).read_text())["files"]
+        recorded.append((folder.name, files.keys()))
+
+    monkeypatch.setattr(digests, "record", remember)
+    save(tmp_path, [2])
+    (before, files), (after, all_files) = recorded
+    assert (before, after) == ("2.orbax-checkpoint-tmp", "2")
+    assert {"params/manifest.ocdbt", "progress/metadata"} < files
+    assert all_files - files == {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def test_a_file_about_to_be_replaced_is_whole_before_and_after(tmp_path, monkeypatch):
