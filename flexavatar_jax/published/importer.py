@@ -27,6 +27,7 @@ from flexavatar_jax.published.tensor_names import (
     published_shapes,
     unused_shapes,
 )
+from flexavatar_jax.runs import digests
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.templates import format_obj, load_template
 
@@ -79,6 +80,7 @@ def import_checkpoint(
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             checkpoints.save(0, params)
             checkpoints.wait()
+        digests.record(folder, below=False)
     return account(config.model, abstract)
 
 

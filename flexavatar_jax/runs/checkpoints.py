@@ -1,7 +1,7 @@
 """A run's Orbax checkpoints: WORKDIR/checkpoints/STEP/ with params, optimizer, data, progress.
 
 `data` is Grain's iterator state. Imported weights are a checkpoint of `params` alone. Orbax writes
-a checkpoint under a temporary name and renames it when it is whole.
+a checkpoint under a temporary name and renames it when it is whole, with the digests of its files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from flax import nnx
 
 from data_pipelines.errors import TRY_AGAIN, UserError
+from flexavatar_jax.runs import digests
+
+_CHANGING = ("_CHECKPOINT_METADATA",)
+"""Of a checkpoint's files those that Orbax writes once more as it gives the checkpoint its name."""
+
+_FOR_TRAINING = ("optimizer", "data")
+"""A checkpoint's items that nobody but training reads."""
 
 
 class Checkpoints:
@@ -39,9 +47,13 @@ class Checkpoints:
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
         # Not Orbax's read_only, which warns the user of each of its own defaults.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=owned, create=owned
+            max_to_keep=keep,
+            cleanup_tmp_directories=owned,
+            create=owned,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._saving: int | None = None
 
     @property
     def latest_step(self) -> int | None:
@@ -69,15 +81,18 @@ class Checkpoints:
         if data is not None:
             items["data"] = ocp.args.JsonSave(data.get_state())
         self._check_room(params, opt_state)
+        self.wait()
         with self._writing():
+            self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
         """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
 
         Raises:
-          UserError: the checkpoint is incomplete or of another model.
+          UserError: the checkpoint is damaged, incomplete or of another model.
         """
+        self._check(step)
         like = nnx.to_pure_dict(abstract)
         restored = self._restore(step, params=ocp.args.StandardRestore(like))
         return _refill(abstract, restored["params"])
@@ -86,6 +101,8 @@ class Checkpoints:
         self, step: int, abstract_params: nnx.State, abstract_opt_state: Any, data: Any
     ) -> tuple[nnx.State, Any, dict[str, Any]]:
         """Parameters, optimiser state and progress; `data`'s iterator is set to where it was.
+
+        Digests are not compared: `put_damaged_aside` did that.
 
         Raises:
           UserError: the checkpoint is incomplete or of another model.
@@ -118,7 +135,32 @@ class Checkpoints:
           UserError: it cannot be written.
         """
         with self._writing():
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+                if self._saving is not None and jax.process_index() == 0:
+                    digests.record(self.directory / str(self._saving))
+            finally:
+                self._saving = None
+
+    def _record(self) -> None:
+        """Orbax calls it when a checkpoint is written, before it gives it its name."""
+        for folder in self.directory.iterdir():
+            if folder.name.split(".")[0] == str(self._saving):
+                digests.record(folder, leave_out=_CHANGING)
+
+    def _check(self, step: int) -> None:
+        """Raises `UserError` if what inference reads of a checkpoint is damaged."""
+        folder = self.directory / str(step)
+        damage = digests.find_damage(folder, leave_out=_FOR_TRAINING)
+        if not damage:
+            return digests.tell_if_unrecorded(folder)
+        for other in sorted((s for s in _steps(self.directory) if s < step), reverse=True):
+            if not digests.find_damage(self.directory / str(other), leave_out=_FOR_TRAINING):
+                raise UserError(
+                    f"{damage}; the checkpoint of step {other} is whole: give --step {other}, or "
+                    f"move {folder} away"
+                )
+        raise UserError(f"{damage}, and no older checkpoint of that run is whole")
 
     def _check_room(self, *state: Any) -> None:
         """Before a checkpoint is begun: TensorStore tells of a full disk in hundreds of lines."""
@@ -177,6 +219,53 @@ def open_checkpoints(workdir: epath.PathLike, step: int | None = None) -> Checkp
             status=TRY_AGAIN,
         )
     return checkpoints
+
+
+def put_damaged_aside(workdir: epath.PathLike) -> None:
+    """Moves a run's newest checkpoints to WORKDIR/damaged if files of them are, and says so.
+
+    What is left is a run that goes on from its newest whole checkpoint. For one process of a job,
+    before the others look.
+
+    Raises:
+      UserError: there are checkpoints, and none of them is whole; or one cannot be moved.
+    """
+    workdir = epath.Path(workdir)
+    damaged: dict[epath.Path, str] = {}
+    for step in sorted(_steps(workdir / "checkpoints"), reverse=True):
+        folder = workdir / "checkpoints" / str(step)
+        damage = digests.find_damage(folder)
+        if not damage:
+            digests.tell_if_unrecorded(folder)
+            break
+        damaged[folder] = damage
+    else:
+        if damaged:
+            raise UserError(
+                f"{next(iter(damaged.values()))}, and no older checkpoint of the run is whole; "
+                "train anew in another --workdir"
+            )
+    for folder, damage in damaged.items():
+        aside = workdir / "damaged" / folder.name
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                aside.rmtree()
+            folder.rename(aside)
+        except OSError as error:
+            raise UserError(
+                f"{damage}, and {folder} cannot be moved to {aside} ({error.strerror or error}); "
+                f"move it away to go on from step {step}"
+            ) from error
+        absl_logging.warning(
+            "%s; that checkpoint is put aside in %s, and training goes on from step %d",
+            *(damage, aside, step),
+        )
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Steps of the checkpoints that Orbax finished."""
+    return ocp.utils.checkpoint_steps(directory) if directory.exists() else []
 
 
 def hush_failed_writes() -> None:

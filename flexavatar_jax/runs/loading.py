@@ -15,8 +15,7 @@ from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import load_dinov2_base
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.runs.checkpoints import open_checkpoints
-from flexavatar_jax.runs.templates import load_template
-from flexavatar_jax.runs.workdir import read_config
+from flexavatar_jax.runs.workdir import read_config, read_template
 
 
 class LoadedModel(NamedTuple):
@@ -52,7 +51,7 @@ def load_model(
     config = read_config(workdir)
     if dinov2_base:
         config.frozen.dinov2_base = os.fspath(dinov2_base)
-    template = load_template(os.fspath(epath.Path(workdir) / "template.obj"))
+    template = read_template(workdir)
     checkpoints = open_checkpoints(workdir, step)
     step = checkpoints.latest_step if step is None else step
     # Shapes alone: initialising what is about to be restored would take longer than all the rest.

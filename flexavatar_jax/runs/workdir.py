@@ -2,6 +2,7 @@
 
     WORKDIR/config.json              the experiment, checked before a run goes on
     WORKDIR/template.obj             the head template the Gaussians are bound to
+    WORKDIR/digests.json             by which damage to those two is found, see `digests`
     WORKDIR/checkpoints/STEP/        see `checkpoints`
 
 Imported weights use the same layout with parameters alone: evaluation and avatars restore either,
@@ -19,8 +20,9 @@ import ml_collections
 from etils import epath
 
 from data_pipelines.errors import TRY_AGAIN, UserError
-from data_pipelines.files import write
 from flexavatar_jax.model.head_template import HeadTemplate
+from flexavatar_jax.runs import digests
+from flexavatar_jax.runs.checkpoints import put_damaged_aside
 from flexavatar_jax.runs.templates import format_obj, load_template
 from flexavatar_jax.training.config_check import check_stored_config
 
@@ -66,7 +68,7 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
             f"--workdir {workdir} holds a run whose config.{field} is {old}, not {new}; "
             "choose another --workdir, or the config it was started with"
         )
-    return load_template(os.fspath(workdir / "template.obj"))
+    return read_template(workdir)
 
 
 def is_import(workdir: epath.PathLike) -> bool:
@@ -86,7 +88,7 @@ def _template_of(source: str, config: ml_collections.ConfigDict) -> HeadTemplate
             f"config.init_from = {source} holds a model whose config.{field} is {old}, not {new}; "
             "train the model that it holds"
         )
-    return load_template(os.fspath(epath.Path(source) / "template.obj"))
+    return read_template(source)
 
 
 def claim_workdir(
@@ -94,25 +96,34 @@ def claim_workdir(
 ) -> None:
     """Creates a run's folder with its config and template, or stores the fields that changed.
 
+    Newest checkpoints that are damaged are put aside, so that the run goes on from a whole one.
+
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written; or it holds checkpoints, none of which is whole.
     """
     workdir = epath.Path(workdir)
     text = config.to_json_best_effort(indent=2, sort_keys=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            if not (workdir / "template.obj").exists():
-                write(workdir / "template.obj", format_obj(template))
-            stored = workdir / "config.json"
-            if not stored.exists() or stored.read_text() != text:
-                write(stored, text)
+            texts = {"template.obj": format_obj(template), "config.json": text}
+            stored = {
+                name: (workdir / name).read_text() for name in texts if (workdir / name).exists()
+            }
+            texts |= {name: kept for name, kept in stored.items() if name == "template.obj"}
+            if stored != texts or not digests.is_recorded(workdir):
+                digests.write_files(workdir, texts)
+            put_damaged_aside(workdir)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
             f"cannot write to --workdir {workdir}: {reason}", status=TRY_AGAIN
         ) from None
     _wait_for_all("workdir claimed")
+
+
+def _text(path: epath.Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def first_difference(
@@ -138,14 +149,23 @@ def first_difference(
     return walk(a, b, "")
 
 
+def read_template(workdir: epath.PathLike) -> HeadTemplate:
+    """The head template of a run; raises `UserError` if it is missing or damaged."""
+    workdir = epath.Path(workdir)
+    digests.tell_if_unrecorded(workdir)
+    _check(workdir)
+    return load_template(os.fspath(workdir / "template.obj"))
+
+
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-    """The config a run was started with."""
+    """The config a run was started with; raises `UserError` if there is none, or a damaged one."""
     path = _existing_file_system(workdir) / "config.json"
     if not path.exists():
         raise UserError(
             f"{workdir} is not a run's folder (no config.json); give the folder of a training "
             "run or of an import"
         )
+    _check(path.parent)
     try:
         fields = json.loads(path.read_text())
     except ValueError as error:
@@ -158,6 +178,15 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     except UserError as error:
         raise UserError(f"{path}: {error}; restore it from a copy") from None
     return config
+
+
+def _check(workdir: epath.Path) -> None:
+    """Raises `UserError` if a file of the folder itself is damaged."""
+    if damage := digests.find_damage(workdir):
+        raise UserError(
+            f"{damage}; restore it from a copy, or, if it was changed on purpose, delete "
+            f"{workdir / digests.FILE}"
+        )
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
