@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable
-from kernels.rasterizer import choose_backend
+from kernels.backends import choose_backend
 
 
 def fail(error: UserError) -> NoReturn:

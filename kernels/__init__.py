@@ -1,5 +1,6 @@
 """Differentiable 3D Gaussian splatting in JAX, one contract with several backends."""
 
-from kernels.rasterizer import BACKENDS, Render, count_capacity, rasterize
+from kernels.backends import BACKENDS
+from kernels.rasterizer import Render, count_capacity, rasterize
 
 __all__ = ["BACKENDS", "Render", "count_capacity", "rasterize"]

@@ -25,8 +25,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from kernels import binning
+from kernels.backends import Backend, Blend, missing_nvidia_gpu
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
-from kernels.rasterizer import Backend, Blend, missing_nvidia_gpu
 from kernels.varying import shape_like
 
 try:

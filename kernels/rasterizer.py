@@ -8,64 +8,42 @@ The contract (3D Gaussian Splatting with gsplat's conventions):
 - blended front to back by camera z (equal z: in the given order); a pixel ends before the Gaussian
   that would bring its transmittance to 1e-4 or less; the background enters with what is left.
 
-`projection.project` turns Gaussians into `Splats`; JAX differentiates it. Sorting and blending
-are a **backend**'s: a module with a `BACKEND`, an instance of `Backend`, two plain functions
-of a flat batch of images:
-
-    forward(splats, *, width, height, capacity) -> (Blend, residuals)
-    backward(splats, blend, residuals, d_features, d_alpha, *, width, height, capacity) -> Splats
-
-`backward` returns the gradients as `Splats` (those of `depths`, which only sort, are not read). All
-arrays in and out, residuals included, have the images as their first axis. The rest is done here,
-once for all backends: custom_vjp, folding axes of `vmap` into the images, the background, expected
-depth. `shard_map` checks which arrays vary over the mesh: a loop's initial values and a kernel's
-outputs must be made to vary as the inputs do (`jax.typeof(x).manual_axis_type`).
+`projection.project` turns Gaussians into `Splats`; JAX differentiates it. A backend (`backends`)
+sorts and blends them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-import importlib
-import logging
 import math
-import numbers
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from kernels import binning, harmonics, meshes, modes
+from kernels.arguments import (
+    check_finite,
+    check_near,
+    check_shapes,
+    check_sizes,
+    warn_of_rounding,
+)
+from kernels.backends import Backend, choose_backend, compiles_ahead
+from kernels.blending import blend
 from kernels.projection import Splats, project
-
-BACKENDS = {
-    "xla": "kernels.xla",
-    "pallas_tpu": "kernels.pallas_tpu",
-    "pallas_gpu": "kernels.pallas_gpu",
-    "cuda": "kernels.cuda",
-}
-"""Backend names, and the module whose `BACKEND` it is."""
-
-PREFERENCE = {"cpu": ("xla",), "tpu": ("pallas_tpu", "xla"), "gpu": ("cuda", "pallas_gpu", "xla")}
-"""What `auto` tries on each platform, best first."""
 
 GAUSSIANS = ("means", "quats", "scales", "opacities", "colors")
 CAMERAS = ("viewmats", "Ks")
 
 OVERFLOW = ("warn", "error", "count")
 """What may happen, besides counting, where intersections don't fit the capacity."""
-
-log = logging.getLogger(__name__)
 
 
 class Render(NamedTuple):
@@ -78,29 +56,6 @@ class Render(NamedTuple):
     """Expected depth: camera z averaged with the weights of the colours; 0 where nothing is."""
     overflow: Int[Array, "*b"]
     """Intersections with tiles that did not fit the capacity, and so weren't drawn: 0 in order."""
-
-
-class Blend(NamedTuple):
-    """What a backend makes of `Splats`."""
-
-    features: Float[Array, "images H W F"]
-    """Sum of weight times feature (no background)."""
-    alpha: Float[Array, "images H W"]
-    """Sum of the weights."""
-    overflow: Int[Array, "images"]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Sorting and blending of splats on one kind of hardware. See the module's docstring."""
-
-    name: str
-    forward: Callable[..., tuple[Blend, Any]]
-    backward: Callable[..., Splats]
-    tile: tuple[int, int]
-    """(width, height) in pixels of the tiles whose intersections `capacity` counts."""
-    unavailable: Callable[[], str | None]
-    """Why the backend cannot run here and what to install, or None if it can."""
 
 
 def rasterize(
@@ -140,7 +95,7 @@ def rasterize(
       background: colours behind everything, per image (*k is *b) or for all; None is 0.
       near: Gaussians nearer than this z are not drawn (those at it are); a number over 0.
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
-      backend: one of `BACKENDS`, or "auto" for the best that runs on JAX's default device.
+      backend: one of `backends.BACKENDS`, or "auto" for the best that runs on JAX's default device.
       capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
         `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians
         `binning.GUESSED_PIXELS` wide need, but at least 65,536 (or all tiles, if that is less).
@@ -160,13 +115,13 @@ def rasterize(
         values aren't known), NaN or infinite values: the message names the array.
       BackendUnavailableError: the backend asked for cannot run here.
     """
-    _check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
-    _check_near(near)
+    check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
+    check_near(near)
     if overflow not in OVERFLOW:
         raise ValueError(f"overflow is {overflow!r}; expected one of {', '.join(OVERFLOW)}")
-    if overflow == "warn" and _ahead_for.get():
+    if overflow == "warn" and compiles_ahead():
         overflow = "count"  # A callback can be compiled only for the devices of this process.
-    _warn_of_rounding(means, scales)
+    warn_of_rounding(means, scales)
     settings = {
         **{"width": int(width), "height": int(height)},
         **{"near": float(near), "antialiased": bool(antialiased)},
@@ -188,7 +143,7 @@ def rasterize(
             name: jnp.asarray(a, jnp.float32)
             for name, a in {**gaussians, **cameras, "background": background}.items()
         }
-        batch = _check_shapes(inputs)
+        batch = check_shapes(inputs)
         chosen = choose_backend(backend)
 
         def render(inputs, capacity):
@@ -196,7 +151,7 @@ def rasterize(
 
         if meshes.is_explicit(inputs["viewmats"]):
             return meshes.map_images(render, inputs, batch, capacity)
-        _check_finite(inputs)
+        check_finite(inputs)
         return render(inputs, capacity)
 
 
@@ -261,200 +216,16 @@ def count_capacity(
 
     Arguments as for `rasterize`. For scenes that change, as in training, leave room for growth.
     """
-    _check_sizes(width=width, height=height)
-    _check_near(near)
+    check_sizes(width=width, height=height)
+    check_near(near)
     with modes.standard():
         arrays = (means, quats, scales, opacities, jnp.zeros((*jnp.shape(means)[:-1], 1)))
         inputs = dict(zip(GAUSSIANS, arrays, strict=True)) | {"viewmats": viewmats, "Ks": Ks}
         inputs = {name: jnp.asarray(a, jnp.float32) for name, a in inputs.items()}
-        batch = _check_shapes(inputs | {"background": jnp.zeros(1)})
+        batch = check_shapes(inputs | {"background": jnp.zeros(1)})
         flat, shared = _flatten(inputs, batch)
         settings = {"width": width, "height": height, "near": near, "antialiased": antialiased}
         return choose_capacity(flat, shared, choose_backend(backend), settings)[0]
-
-
-class BackendUnavailableError(ValueError):
-    """The backend asked for cannot run here."""
-
-
-_ahead_for = contextvars.ContextVar("platform that is compiled for ahead", default=None)
-
-
-@contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Within, backends are chosen for that platform ("tpu"), of which no device need be here.
-
-    What is traced within can be lowered and compiled for such devices, not run.
-    """
-    token = _ahead_for.set(platform)
-    try:
-        yield
-    finally:
-        _ahead_for.reset(token)
-
-
-def platform() -> str:
-    """That of JAX's default device, "cpu", "tpu" or "gpu", or what `compiling_for` says."""
-    name = _ahead_for.get() or jax.default_backend()
-    return "gpu" if name in ("cuda", "rocm") else name
-
-
-def choose_backend(name: str) -> Backend:
-    """The backend of that name; "auto" picks by JAX's default device.
-
-    It logs, once, what it takes (INFO) and what would be better but cannot run (WARNING).
-    """
-    if name == "auto":
-        return _choose_for(platform())
-    if name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
-    found, reason = _load(name)
-    if reason is not None:
-        raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
-    return found
-
-
-@functools.cache
-def _choose_for(platform: str) -> Backend:
-    """The best backend that runs on a platform."""
-    for candidate in candidates(platform):
-        found, reason = _load(candidate)
-        if reason is None:
-            log.info("rasterize: backend %s on %s", candidate, platform)
-            return found
-        log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
-    raise BackendUnavailableError(f"no backend runs on {platform}")
-
-
-def candidates(platform: str) -> tuple[str, ...]:
-    """The backends made for a platform, best first; perhaps with something to install."""
-    return PREFERENCE.get(platform, ("xla",))
-
-
-def _load(name: str) -> tuple[Backend | None, str | None]:
-    """The backend, and why it can't run (or None)."""
-    try:
-        found = importlib.import_module(BACKENDS[name]).BACKEND
-    except ImportError as error:
-        return None, str(error)
-    return found, found.unavailable()
-
-
-def missing_nvidia_gpu() -> str | None:
-    """Why JAX's default device isn't an NVIDIA GPU of the last generations, or None if it is."""
-    if platform() != "gpu":
-        return (
-            f"it needs an NVIDIA GPU and JAX's default device is {platform()}; "
-            "with a GPU, `pip install 'jax[cuda12]'`"
-        )
-    gpu = jax.devices()[0]
-    capability = getattr(gpu, "compute_capability", "none")
-    if not capability[0].isdigit() or int(capability.partition(".")[0]) < 8:
-        return (
-            "it needs an NVIDIA GPU of compute capability 8.0 (A100) or more; "
-            f"that of {gpu.device_kind} is {capability}"
-        )
-    return None
-
-
-def _check_sizes(**sizes: int) -> None:
-    """Raises ValueError naming the sizes that are not whole numbers of 1 or more."""
-    wrong = [
-        f"{name} is {value!r}"
-        for name, value in sizes.items()
-        if not isinstance(value, numbers.Integral) or value < 1
-    ]
-    if wrong:
-        raise ValueError(f"{' and '.join(wrong)}; expected integers of 1 or more")
-    large = [f"{name} is {value}" for name, value in sizes.items() if value > binning.MAX_SLOTS]
-    if large:
-        raise ValueError(f"{' and '.join(large)}; expected at most {binning.MAX_SLOTS}")
-
-
-def _check_near(near: float) -> None:
-    if isinstance(near, jax.core.Tracer):
-        raise ValueError(
-            "near is traced by a JAX transformation; expected a number: make it static, or close "
-            "over it"
-        )
-    if not isinstance(near, numbers.Real | np.ndarray) or not 0 < float(near) < math.inf:
-        raise ValueError(f"near is {near!r}; expected a finite number over 0")
-
-
-def _warn_of_rounding(means: ArrayLike, scales: ArrayLike) -> None:
-    """Float64 far from the origin loses in float32 what a renderer shows."""
-    known = all(isinstance(a, np.ndarray) and a.dtype == np.float64 for a in (means, scales))
-    if not known or not means.size or not scales.size:
-        return
-    lost = np.max(np.abs(means - means.astype(np.float32)))
-    size = np.median(np.max(scales, -1))
-    if lost > 0.05 * size:
-        warnings.warn(
-            f"means of up to {np.max(np.abs(means)):.3g} are rounded to float32 by up to "
-            f"{lost:.2g}, beside scales of {size:.2g}: subtract the scene's centre from the means "
-            "and move the cameras along",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-def _check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
-    """The leading shape of the images. Raises ValueError if the shapes don't go together."""
-    means, viewmats = inputs["means"], inputs["viewmats"]
-    colors = inputs.get("colors", inputs.get("sh"))
-    if viewmats.ndim < 2 or means.ndim < 2 or colors.ndim < 2:
-        raise ValueError(
-            "viewmats must be [*b,4,4], means [*b,N,3] and colors [*b,N,C]; they are "
-            f"{viewmats.shape}, {means.shape} and {colors.shape}"
-        )
-    batch, own = viewmats.shape[:-2], means.shape[:-2]
-    num, channels = means.shape[-2], colors.shape[-1]
-    if own not in ((), batch):
-        raise ValueError(
-            f"means have leading shape {own}; expected that of viewmats, {batch}, or none"
-        )
-    if "sh" in inputs:
-        size = colors.shape[-2]
-        if size not in harmonics.SIZES:
-            raise ValueError(f"sh has {size} coefficients; expected one of {harmonics.SIZES}")
-        painted = {"sh": (*own, num, size, channels)}
-    else:
-        cameras_too = colors.shape[:-2] == batch
-        painted = {"colors": (*(batch if cameras_too else own), num, channels)}
-    expected = {
-        "means": (*own, num, 3),
-        "quats": (*own, num, 4),
-        "scales": (*own, num, 3),
-        "opacities": (*own, num),
-        **painted,
-        "viewmats": (*batch, 4, 4),
-        "Ks": (*batch, 3, 3),
-    }
-    for name, shape in expected.items():
-        if inputs[name].shape != shape:
-            raise ValueError(f"{name} has shape {inputs[name].shape}; expected {shape}")
-    if inputs["background"].shape not in ((channels,), (*batch, channels)):
-        raise ValueError(
-            f"background has shape {inputs['background'].shape}; "
-            f"expected {(channels,)} or {(*batch, channels)}"
-        )
-    return batch
-
-
-def _check_finite(inputs: dict[str, Array]) -> None:
-    """Raise ValueError naming the inputs with NaN or infinite values, where values are known."""
-    try:
-        finite = np.asarray(jax.lax.stop_gradient(_all_finite(inputs)))
-    except jax.errors.TracerArrayConversionError:
-        return
-    bad = [name for name, ok in zip(sorted(inputs), finite, strict=True) if not ok]
-    if bad:
-        raise ValueError(f"{' and '.join(bad)}: NaN or infinite values; expected finite numbers")
-
-
-@jax.jit
-def _all_finite(inputs):
-    return jnp.stack([jnp.isfinite(inputs[name]).all() for name in sorted(inputs)])
 
 
 def choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> tuple[int, bool]:
@@ -548,58 +319,3 @@ def _report_overflow(dropped, *, capacity: int, error: bool) -> None:
     if capacity not in _reported:
         _reported.add(capacity)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def blend(splats: Splats, *, backend: Backend, width: int, height: int, capacity: int) -> Blend:
-    """A backend's `forward`, differentiable by its `backward`, with vmapped axes folded in."""
-    settings = {"width": width, "height": height, "capacity": capacity}
-    forward = _fold_vmap(_any_images(functools.partial(backend.forward, **settings)))
-    backward = _fold_vmap(_any_images(functools.partial(backend.backward, **settings)))
-
-    @jax.custom_vjp
-    def run(splats):
-        return forward(splats)[0]
-
-    def run_forward(splats):
-        out, residuals = forward(splats)
-        return out, (splats, out, residuals)
-
-    def run_backward(saved, cotangent):
-        gradient = backward(*saved, cotangent.features, cotangent.alpha)
-        return (gradient._replace(depths=jnp.zeros_like(gradient.depths)),)
-
-    run.defvjp(run_forward, run_backward)
-    return run(splats)
-
-
-def _any_images(function: Callable) -> Callable:
-    """`function` of a flat batch that may be empty, in JAX's standard modes."""
-
-    def run(*args):
-        # JAX differentiates long after `rasterize` has returned: its modes are set here again.
-        with modes.standard():
-            if len(jax.tree.leaves(args)[0]):
-                return function(*args)
-            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), args)
-            out = jax.eval_shape(function, *one)
-            return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), out)
-
-    return run
-
-
-def _fold_vmap(function: Callable) -> Callable:
-    """`function` of a flat batch, such that `vmap` enlarges the batch instead of adding an axis."""
-    folded = custom_vmap(function)
-
-    @folded.def_vmap
-    def rule(size, batched, *args):
-        args = jax.tree.map(
-            lambda a, has: a if has else jnp.broadcast_to(a, (size, *a.shape)), args, tuple(batched)
-        )
-        flat = jax.tree.map(lambda a: a.reshape(size * a.shape[1], *a.shape[2:]), args)
-        images = jax.tree.leaves(args)[0].shape[1]
-        out = folded(*flat)
-        out = jax.tree.map(lambda a: a.reshape(size, images, *a.shape[1:]), out)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return folded

@@ -22,7 +22,7 @@ from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training.flops import StepFlops, step_flops
 from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicated
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
-from kernels import rasterizer
+from kernels import backends
 from kernels.bench import scenes, tpu_costs
 from kernels.hardware import CHIPS
 
@@ -141,7 +141,7 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
     )
     batch = abstract_batch(config, mesh)
     step = program.jitted_step(perceptual=perceptual)
-    with rasterizer.compiling_for("tpu"):
+    with backends.compiling_for("tpu"):
         step = step.lower(program.abstract_state, frozen, batch)
     try:
         compiled = step.compile()

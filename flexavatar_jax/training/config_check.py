@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from kernels.rasterizer import BACKENDS
+from kernels.backends import BACKENDS
 
 
 class Rule(NamedTuple):

@@ -10,9 +10,7 @@ Rows for TPUs that aren't here are predicted from counts and published rates, an
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import json
 import resource
 import statistics
 import sys
@@ -24,10 +22,12 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from kernels import binning, rasterizer
+from kernels import backends, binning, rasterizer
 from kernels.bench import peers, scenes
+from kernels.bench.rows import Row, format_table, write_json
 from kernels.bench.scenes import Scene
 from kernels.ply import read_ply
+from kernels.projection import project
 from kernels.writable import make_writable
 
 FORWARD_OPERATIONS = 22
@@ -39,40 +39,13 @@ gradient of sigma, 24 for its moments."""
 COUNT_TILE = (8, 8)
 
 
-@dataclasses.dataclass
-class Row:
-    """One line of the table. Times are the least of the repeats."""
-
-    backend: str
-    device: str
-    scene: str
-    images: int
-    gaussians: int
-    size: int
-    forward_ms: float
-    forward_backward_ms: float
-    median_forward_backward_ms: float | None
-    compile_s: float | None
-    memory_gib: float | None
-    """Most memory of the process (CPU) or the device (others) up to here."""
-    bytes: float
-    operations: float
-    limit_ms: float
-    """Of forward and backward."""
-    predicted: bool = False
-
-    @property
-    def images_per_s(self) -> float:
-        return 1e3 * self.images / self.forward_backward_ms
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "--backend", action="append", choices=rasterizer.BACKENDS, help="default: all that run here"
+        "--backend", action="append", choices=backends.BACKENDS, help="default: all that run here"
     )
     parser.add_argument("--peer", action="append", choices=peers.PEERS, default=[])
     parser.add_argument(
@@ -108,29 +81,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_json(path: Path, rows: list[Row]) -> None:
-    """Writes the rows under a temporary name, then renames it."""
-    partial = path.with_name(path.name + ".partial")
-    records = [{**dataclasses.asdict(row), "images_per_s": row.images_per_s} for row in rows]
-    try:
-        partial.write_text(json.dumps(records, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(f"--json {path}: cannot be written ({error.strerror})") from error
-
-
 def measure(args: argparse.Namespace) -> list[Row]:
     """Time every backend and peer asked for on every scene."""
     contestants = {}
-    here = rasterizer.candidates(rasterizer.platform())
+    here = backends.candidates(backends.platform())
     for name in args.backend or here:
         try:
             if name not in here:
-                raise rasterizer.BackendUnavailableError(
+                raise backends.BackendUnavailableError(
                     f"it is not made for {jax.default_backend()}"
                 )
-            rasterizer.choose_backend(name)
-        except rasterizer.BackendUnavailableError as error:
+            backends.choose_backend(name)
+        except backends.BackendUnavailableError as error:
             print(f"{name}: not measured: {error}", file=sys.stderr)
         else:
             contestants[name] = functools.partial(prepare_backend, backend=name)
@@ -248,7 +210,7 @@ def count_work(scene: Scene, size: int) -> tuple[float, float]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _project(*scene, size):
-    return rasterizer.project(*scene, width=size, height=size, near=0.01, antialiased=False)
+    return project(*scene, width=size, height=size, near=0.01, antialiased=False)
 
 
 def measure_bandwidth() -> float:
@@ -310,43 +272,3 @@ def predict_tpu(name: str, scene: Scene, size: int) -> list[Row]:
         )
         for p in tpu_costs.predict(scene, size, size)
     ]
-
-
-def format_table(rows: list[Row]) -> str:
-    """The rows as text, one line each."""
-    head = (
-        "backend", "device", "scene", "images", "Gaussians", "forward ms", "fwd+bwd ms",
-        "median", "images/s", "compile s", "peak GiB", "GB", "Gop", "limit ms", "x limit",
-    )  # fmt: skip
-
-    def number(value: float | None, digits: int = 1) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    lines = [
-        (
-            row.backend,
-            row.device,
-            row.scene,
-            str(row.images),
-            str(row.gaussians),
-            number(row.forward_ms, 2),
-            number(row.forward_backward_ms, 2),
-            number(row.median_forward_backward_ms, 2),
-            number(row.images_per_s),
-            number(row.compile_s),
-            number(row.memory_gib, 2),
-            number(row.bytes / 1e9, 2),
-            number(row.operations / 1e9),
-            number(row.limit_ms, 2),
-            "predicted" if row.predicted else number(row.forward_backward_ms / row.limit_ms),
-        )
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in (head, *lines)
-    )

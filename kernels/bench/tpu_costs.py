@@ -24,13 +24,13 @@ import numpy as np
 from packaging.requirements import Requirement
 from tqdm import tqdm
 
-from kernels import binning, rasterizer
+from kernels import backends, binning, rasterizer
 from kernels.bench import scenes
 from kernels.bench.scenes import Scene
 from kernels.hardware import CHIPS, Chip
 from kernels.pallas_tpu.backend import BLOCK_PIXELS
-from kernels.pallas_tpu.composite import CHUNK, GEOMETRY, PIXELS, TILE
 from kernels.pallas_tpu.lists import GROUP
+from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILE
 
 # Vector operations, as libtpu 0.0.52 schedules the kernels for v5e.
 FORWARD_OPS = 46
@@ -250,7 +250,7 @@ def compile_ahead(
         return jnp.sum(out.color**2) + jnp.sum(out.alpha**2) + jnp.sum(out.depth**2)
 
     function = jax.grad(loss, argnums=tuple(range(len(inputs)))) if gradient else render
-    with rasterizer.compiling_for("tpu"):
+    with backends.compiling_for("tpu"):
         lowered = jax.jit(function).lower(*inputs)
     return lowered.compile()
 

@@ -12,8 +12,8 @@ from jax.ffi import ffi_call
 from jaxtyping import Array, Float
 
 from kernels import binning
+from kernels.backends import Backend, Blend, missing_nvidia_gpu
 from kernels.projection import Splats
-from kernels.rasterizer import Backend, Blend, missing_nvidia_gpu
 
 TILE = (8, 8)
 """A warp's tile, two pixels a lane."""

@@ -10,7 +10,7 @@ memory. The backward pass makes the lists again, which is cheaper than to keep t
 
 The kernels are compiled for the TPU that the computation is lowered for, which also works ahead of
 time, without one (`tpu_costs.compile_ahead`). On a CPU they run in Pallas's TPU interpreter, inside
-`pltpu.force_tpu_interpret_mode()` and `rasterizer.compiling_for("tpu")`: for tests, thousands of
+`pltpu.force_tpu_interpret_mode()` and `backends.compiling_for("tpu")`: for tests, thousands of
 times slower.
 """
 
@@ -27,27 +27,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
-from kernels.pallas_tpu.composite import (
-    BLOCK,
-    CHUNK,
-    GEOMETRY,
-    TILE,
-    TILES,
-    blend_tiles,
-    blend_tiles_backward,
-)
-from kernels.pallas_tpu.lists import (
-    WORD,
-    Split,
-    merge,
-    owners,
-    pack_bits,
-    plan,
-    split,
-    tile_members,
-)
+from kernels.backends import Backend, Blend, platform
+from kernels.pallas_tpu.composite import blend_tiles, blend_tiles_backward
+from kernels.pallas_tpu.lists import merge, split
+from kernels.pallas_tpu.members import WORD, Split, owners, pack_bits, plan, tile_members
+from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, TILE, TILES
 from kernels.projection import Splats
-from kernels.rasterizer import Backend, Blend, platform
 
 BLOCK_PIXELS = (BLOCK[0] * TILE, BLOCK[1] * TILE)
 """Width and height of a block of tiles."""

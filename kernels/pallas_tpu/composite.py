@@ -9,11 +9,10 @@ front to back in *chunks* of 128 (see `lists`), and a chunk is matrix work for t
 - colours are features [F, 128] x weights [128, 256], and in the backward pass the gradients of the
   six coefficients are d_power [128, 256] x the same pixel basis.
 
-The MXU multiplies in bfloat16 and adds in float32. A float32 is the sum of three bfloat16s
-(`split_bfloat16`), and products whose other side is exact in bfloat16 (the pixel basis, multiples
-of 1/4 up to 64; a triangle of ones) cost one pass over the three, stacked along the contracted axis
-where there is room. So everything is as accurate as float32 arithmetic, at one to three passes,
-not six.
+The MXU multiplies in bfloat16 (see `products`). Products whose other side is exact in bfloat16 (the
+pixel basis, multiples of 1/4 up to 64; a triangle of ones) cost one pass over a float32's three
+parts, stacked along the contracted axis where there is room. So everything is as accurate as
+float32 arithmetic, at one to three passes, not six.
 
 The backward pass walks the chunks back to front. It starts from the log transmittance at which the
 forward pass ended and adds what each chunk took away: nothing is divided by a small transmittance.
@@ -33,64 +32,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from kernels.pallas_tpu.products import dot, iota, split_bfloat16, stack, stack_bfloat16, sum_parts
+from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, PIXELS, TILE, TILES
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from kernels.varying import shape_like
 
-TILE = 16
-"""Side of a tile in pixels. The pixel basis is exact in bfloat16 up to this size."""
-PIXELS = TILE * TILE
-BLOCK = (8, 4)
-"""Tiles across and down in a block."""
-TILES = BLOCK[0] * BLOCK[1]
-CHUNK = 128
-"""Splats that are blended at a time: the lanes of a register."""
-GEOMETRY = 8
-"""Rows of a chunk before the features: x, y, p, q, r, opacity and two that aren't read."""
 BUFFERS = 4
 
 _LOG_MIN_TRANSMITTANCE = math.log(MIN_TRANSMITTANCE)
 _NEVER = 1e9
 
 
-def split_bfloat16(x: Array) -> list[Array]:
-    """Three bfloat16s whose sum is the float32."""
-    high = x.astype(jnp.bfloat16)
-    rest = x - high.astype(jnp.float32)
-    middle = rest.astype(jnp.bfloat16)
-    return [high, middle, (rest - middle.astype(jnp.float32)).astype(jnp.bfloat16)]
-
-
-def stack_bfloat16(x: Float[Array, "R n"]) -> Array:
-    """A few rows split in three bfloat16, one part below the other: [3 R, n]."""
-    return _stack(split_bfloat16(x))
-
-
-def _stack(parts: list[Array]) -> Array:
-    # Stacked as float32, whose registers hold 8 rows; those of bfloat16 hold 16.
-    parts = [part.astype(jnp.float32) for part in parts]
-    return jnp.concatenate(parts, axis=0).astype(jnp.bfloat16)
-
-
-def sum_parts(x: Float[Array, "3R n"]) -> Float[Array, "R n"]:
-    """Sum of three stacked results, smallest first."""
-    rows = x.shape[0] // 3
-    return (x[2 * rows :] + x[rows : 2 * rows]) + x[:rows]
-
-
-def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """One pass of the MXU: bfloat16 times bfloat16, contracting the axes given, in float32."""
-    return lax.dot_general(
-        a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32
-    )
-
-
-def _iota(shape: tuple[int, int], axis: int) -> Array:
-    return lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
 def _pixel_basis() -> Float[Array, "8 pixels"]:
     """1, x, y, x^2, xy, y^2 and two rows of zeros; x and y from the tile's centre."""
-    pixel = _iota((1, PIXELS), 1)
+    pixel = iota((1, PIXELS), 1)
     x = (pixel & (TILE - 1)).astype(jnp.float32) - (TILE / 2 - 0.5)
     y = (pixel >> (TILE.bit_length() - 1)).astype(jnp.float32) - (TILE / 2 - 0.5)
     zero = jnp.zeros_like(x)
@@ -101,7 +56,7 @@ def _triangle(inclusive: bool, upper: bool) -> Array:
     """[128, 3 * 128]: three triangles of ones side by side, to sum what is split in three
     bfloat16 over earlier (lower) or later (upper) splats."""
     shape = (CHUNK, 3 * CHUNK)
-    row, column = _iota(shape, 0), _iota(shape, 1) & (CHUNK - 1)
+    row, column = iota(shape, 0), iota(shape, 1) & (CHUNK - 1)
     ahead = row - column if not upper else column - row
     return (ahead >= (0 if inclusive else 1)).astype(jnp.float32).astype(jnp.bfloat16)
 
@@ -131,20 +86,9 @@ def _alphas(splats: Float[Array, "R 128"], centre: tuple[Array, Array], basis3: 
     # sigma = ((u + p x + q y)^2 + (v + r y)^2) / 2 at offset (x, y) from the tile's centre.
     constant = jnp.log(jnp.maximum(opacity, 1e-30)) - 0.5 * (u * u + v * v)
     zero = jnp.zeros_like(u)
-    coefficients = jnp.concatenate(
-        [
-            constant,
-            -u * p,
-            -(u * q + v * r),
-            -0.5 * p * p,
-            -p * q,
-            -0.5 * (q * q + r * r),
-            zero,
-            zero,
-        ],
-        axis=0,
-    )
-    peak = jnp.exp(dot(stack_bfloat16(coefficients), basis3, (0, 0)))
+    coefficients = [constant, -u * p, -(u * q + v * r)]
+    coefficients += [-0.5 * p * p, -p * q, -0.5 * (q * q + r * r), zero, zero]
+    peak = jnp.exp(dot(stack_bfloat16(jnp.concatenate(coefficients, axis=0)), basis3, (0, 0)))
     alpha = jnp.minimum(peak, MAX_ALPHA)
     return peak, jnp.where(peak >= MIN_ALPHA, alpha, 0.0)
 
@@ -154,7 +98,7 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
     first, end = starts[block * TILES], starts[(block + 1) * TILES]
     basis3 = jnp.concatenate([_pixel_basis()] * 3, axis=0).astype(jnp.bfloat16)
     earlier = _triangle(inclusive=True, upper=False)
-    place = _iota((CHUNK, PIXELS), 0)
+    place = iota((CHUNK, PIXELS), 0)
 
     def fetch(chunk):
         slot = lax.rem(chunk, BUFFERS)
@@ -220,7 +164,7 @@ def _backward_kernel(
     basis = basis.astype(jnp.bfloat16)
     earlier = _triangle(inclusive=True, upper=False)
     later = _triangle(inclusive=False, upper=True)
-    place = _iota((CHUNK, PIXELS), 0)
+    place = iota((CHUNK, PIXELS), 0)
 
     def fetch(chunk):
         slot = lax.rem(chunk, BUFFERS)
@@ -242,7 +186,7 @@ def _backward_kernel(
         d_out3 = stack_bfloat16(d_out)
         last = jnp.max(stop)
         g_high, g_middle, g_low = split_bfloat16(d_out)
-        d_out6 = _stack([g_high, g_middle, g_high, g_middle, g_low, g_high])
+        d_out6 = stack([g_high, g_middle, g_high, g_middle, g_low, g_high])
 
         def chunk_backward(chunks_done, carry):
             chunk = stop_chunk - 1 - chunks_done
@@ -266,7 +210,7 @@ def _backward_kernel(
                 # d L / d weight [128, 256] = features^T x d_out: the six products of parts that
                 # matter, in one.
                 high, middle, low = split_bfloat16(rows[GEOMETRY:])
-                value = dot(_stack([high, high, middle, middle, high, low]), d_out6, (0, 0))
+                value = dot(stack([high, high, middle, middle, high, low]), d_out6, (0, 0))
                 shaded = weight * value
                 after = behind + _running_sum(later, shaded)
                 d_alpha = before * value - after / (1.0 - alpha)

@@ -8,8 +8,7 @@ tiles.
 Lists are kept in *chunks* of 128 splats, [rows, 128] each. To append the members of a chunk to a
 child's list is to multiply the chunk by a 0-1 matrix with a column for every place in the child's
 open chunk: [rows, 128] x [128, 128] on the MXU, exact in float32, as the splats are split
-in three bfloat16 (see `composite`). Where everybody goes is integer arithmetic in XLA beforehand
-(`plan`), from a bit for every splat and child.
+in three bfloat16 (see `products`). Where everybody goes is known beforehand (see `members`).
 
 `merge` is the transpose of `split`: it adds the children's gradients up in the order of the
 parent, by the same 0-1 matrices. There are no atomics: the sums' bits are the same every time.
@@ -17,173 +16,29 @@ parent, by the same 0-1 matrices. There are no atomics: the sums' bits are the s
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels.binning import SLACK
-from kernels.pallas_tpu.composite import (
-    BLOCK,
-    CHUNK,
-    GEOMETRY,
-    TILE,
-    TILES,
-    dot,
-    stack_bfloat16,
-    sum_parts,
-)
-from kernels.projection import MIN_ALPHA
+from kernels.pallas_tpu.members import WORD, Split
+from kernels.pallas_tpu.products import dot, iota, stack_bfloat16, sum_parts
+from kernels.pallas_tpu.sizes import CHUNK
 from kernels.varying import shape_like
 
 GROUP = 4
 """Children whose 0-1 matrices make one product."""
-WORD = 32
-"""Children in a word of membership bits; their number is padded to it."""
 BUFFERS = 8
 """Chunks on their way to HBM."""
-TOGETHER = 8
-"""Chunks whose members are found in one step of the grid."""
-
-
-class Split(NamedTuple):
-    """Where the members of every chunk of some lists (parents) go, in lists of their children."""
-
-    members: Int[Array, "chunks words 128"]
-    """Bit f of word w: the splat goes to child 32 w + f of the chunk's parent."""
-    places: Int[Array, "chunks 1 children"]
-    """Place in the children's lists, 128 * chunk + lane, where a chunk's first member goes."""
-    counts: Int[Array, "chunks 1 children"]
-    """How many members a chunk has for a child."""
-    parent: Int[Array, "chunks"]
-    """The parent whose chunk it is."""
-    used: Int[Array, ""]
-    """Chunks of the parents that are in use, the first ones; at least 1: no grid is empty."""
-    starts: Int[Array, "parents*children+1"]
-    """The lists made: child c of parent p owns the chunks from `starts[p * children + c]`."""
-    dropped: Int[Array, ""]
-    """Members that did not fit into the room for the children's chunks."""
-
-
-def owners(starts: Int[Array, "lists+1"], chunks: int) -> Int[Array, "chunks"]:
-    """The list that owns each chunk; list l owns the chunks `starts[l]:starts[l + 1]`."""
-    chunk = jnp.arange(chunks, dtype=jnp.int32)
-    owner = jnp.searchsorted(starts, chunk, side="right").astype(jnp.int32) - 1
-    return jnp.clip(owner, 0, len(starts) - 2)
-
-
-def plan(
-    members: Int[Array, "chunks words 128"], parents: Int[Array, "parents+1"], room: int
-) -> Split:
-    """Lay out the children's lists, in `room` chunks.
-
-    Args:
-      members: see `Split`.
-      parents: parent p owns the chunks `parents[p]:parents[p + 1]`, p = 0, 1, ...
-    """
-    chunks, words, _ = members.shape
-    children = words * WORD
-    used = parents[-1]
-    chunk = jnp.arange(chunks, dtype=jnp.int32)
-    bits = (members[:, :, None] >> jnp.arange(WORD, dtype=jnp.int32)[:, None]) & 1
-    counts = jnp.sum(bits, axis=-1).reshape(chunks, children)
-    counts = jnp.where((chunk < used)[:, None], counts, 0)
-    before = jnp.concatenate([jnp.zeros((1, children), jnp.int32), jnp.cumsum(counts, axis=0)])
-    at_parents = before[parents]
-    lengths = (at_parents[1:] - at_parents[:-1]).reshape(-1)
-    ends = jnp.cumsum(-(-lengths // CHUNK), dtype=jnp.int32)
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
-
-    parent = owners(parents, chunks)
-    base = starts[:-1].reshape(-1, children)[parent] * CHUNK
-    fitting = jnp.clip((room - starts[:-1]) * CHUNK, 0, lengths)
-    return Split(
-        members=members,
-        places=(base + before[:-1] - at_parents[parent])[:, None],
-        counts=counts[:, None],
-        parent=parent,
-        used=jnp.maximum(used, 1),
-        starts=jnp.minimum(starts, room),
-        dropped=jnp.sum(lengths - fitting),
-    )
-
-
-def _iota(shape: tuple[int, int], axis: int) -> Array:
-    return lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
-def pack_bits(members: Array) -> Array:
-    """Up to 32 booleans along the first axis as the bits of one int32."""
-    place = lax.broadcasted_iota(jnp.int32, members.shape, 0)
-    return jnp.sum(jnp.where(members, jnp.left_shift(1, place), 0), axis=0, dtype=jnp.int32)
-
-
-def _members_kernel(block, splats, out, *, tiles):
-    blocks_across = -(-tiles[0] // BLOCK[0])
-    tile = _iota((TILES, 1), 0)
-    for i in range(splats.shape[0]):
-        owner = block[pl.program_id(0) * splats.shape[0] + i]
-        tile_x = lax.rem(owner, blocks_across) * BLOCK[0] + (tile & (BLOCK[0] - 1))
-        tile_y = lax.div(owner, blocks_across) * BLOCK[1] + (tile >> (BLOCK[0].bit_length() - 1))
-        x, y, p, q, r, opacity = (splats[i, row : row + 1] for row in range(6))
-        # Offsets of the tile's first and last pixel centres from the splat's centre.
-        left = (tile_x * TILE).astype(jnp.float32) + 0.5 - x
-        top = (tile_y * TILE).astype(jnp.float32) + 0.5 - y
-        right, bottom = left + (TILE - 1), top + (TILE - 1)
-        # The smallest sigma lies on the sides that face the centre; see `binning.nearest_sigma`.
-        near_x, near_y = jnp.clip(0.0, left, right), jnp.clip(0.0, top, bottom)
-        y_at_x = jnp.clip(-p * q / (q * q + r * r) * near_x, top, bottom)
-        x_at_y = jnp.clip(-q / p * near_y, left, right)
-        on_vertical = (p * near_x + q * y_at_x) ** 2 + (r * y_at_x) ** 2
-        on_horizontal = (p * x_at_y + q * near_y) ** 2 + (r * near_y) ** 2
-        sigma = 0.5 * jnp.minimum(on_vertical, on_horizontal)
-        reach = jnp.log(jnp.maximum(opacity, MIN_ALPHA) / MIN_ALPHA) + SLACK
-        inside = (opacity >= MIN_ALPHA) & (sigma <= reach)
-        inside &= (tile_x < tiles[0]) & (tile_y < tiles[1])
-        bits = jnp.where(inside, jnp.left_shift(1, tile), 0)
-        out[i] = jnp.sum(bits, axis=0, keepdims=True)
-
-
-def tile_members(
-    splats: Float[Array, "chunks R 128"],
-    block: Int[Array, "chunks"],
-    used: Int[Array, ""],
-    *,
-    tiles: tuple[int, int],
-) -> Int[Array, "chunks 1 128"]:
-    """Which tiles of its block each splat touches, tested with the ellipse, as `Split.members`.
-
-    Args:
-      splats: rows x, y, p, q, r, opacity, and others.
-      block: the block that a chunk belongs to.
-      used: chunks in use, the first ones; members of the others are undefined.
-      tiles: tiles across and down the image. A block's tiles outside of it are touched by nothing.
-    """
-    chunks = splats.shape[0]
-    return pl.pallas_call(
-        functools.partial(_members_kernel, tiles=tiles),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(lax.div(jnp.maximum(used, 1) + TOGETHER - 1, TOGETHER),),
-            in_specs=[pl.BlockSpec((TOGETHER, GEOMETRY, CHUNK), lambda step, _: (step, 0, 0))],
-            out_specs=pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
-        ),
-        out_shape=shape_like(splats, chunks, 1, CHUNK, dtype=jnp.int32),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
-        name="tile_members",
-    )(jnp.pad(block, (0, -chunks % TOGETHER)), splats)
 
 
 def _rank_members(members, ranks):
     """Write to `ranks` [children, 128] how many earlier lanes go to the same child, or -256 if the
     lane itself doesn't."""
-    earlier = (_iota((CHUNK, CHUNK), 0) < _iota((CHUNK, CHUNK), 1)).astype(jnp.float32)
+    earlier = (iota((CHUNK, CHUNK), 0) < iota((CHUNK, CHUNK), 1)).astype(jnp.float32)
     for word in range(members.shape[1]):
-        member = (members[0, word : word + 1] >> _iota((WORD, CHUNK), 0)) & 1
+        member = (members[0, word : word + 1] >> iota((WORD, CHUNK), 0)) & 1
         ones = member.astype(jnp.float32).astype(jnp.bfloat16)
         rank = dot(ones, earlier.astype(jnp.bfloat16), (1, 0)).astype(jnp.int32)
         ranks[word * WORD : (word + 1) * WORD] = jnp.where(member == 1, rank, -2 * CHUNK)
@@ -191,7 +46,7 @@ def _rank_members(members, ranks):
 
 def _one_hot(places: Int[Array, "1 128"]) -> Array:
     """[128, 128] with a 1 in (row j, lane i) if lane i's place is j."""
-    return (_iota((CHUNK, CHUNK), 0) == places).astype(jnp.float32)
+    return (iota((CHUNK, CHUNK), 0) == places).astype(jnp.float32)
 
 
 def _targets(child, places, ranks) -> Int[Array, "1 128"]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import oracle, rasterize, rasterizer
+from kernels.backends import Backend
 from kernels.bench.scenes import Scene
-from kernels.rasterizer import Backend
 
 KINDS = (
     "ordinary",

@@ -15,7 +15,7 @@ from random_scenes import (
     random_scenes,
 )
 
-from kernels import binning, rasterize, rasterizer
+from kernels import binning, blending, rasterize, rasterizer
 from kernels.cuda import BACKEND, backend, build
 from kernels.cuda.backend import TILE
 from kernels.projection import MIN_ALPHA
@@ -162,7 +162,7 @@ def test_an_image_is_the_same_bits_alone_in_a_batch_and_under_vmap(capacity):
     @jax.jit
     def run(splats):
         def loss(splats):
-            out = rasterizer.blend(splats, backend=BACKEND, capacity=capacity, **SMALL)
+            out = blending.blend(splats, backend=BACKEND, capacity=capacity, **SMALL)
             return jnp.sum(out.features**2) + jnp.sum(out.alpha), out
 
         return jax.grad(loss, has_aux=True)(splats)

@@ -20,10 +20,11 @@ from random_scenes import (
     random_scenes,
 )
 
-from kernels import rasterize, rasterizer
+from kernels import backends, rasterize
 from kernels.bench import scenes, tpu_costs
 from kernels.pallas_tpu import lists as tpu_lists
-from kernels.pallas_tpu.composite import CHUNK
+from kernels.pallas_tpu import members as tpu_members
+from kernels.pallas_tpu.sizes import CHUNK
 
 SIZE = {"width": 150, "height": 20}
 """Two blocks of tiles, neither full."""
@@ -35,7 +36,7 @@ CAPACITY = NUM * 20
 @pytest.fixture
 def backend():
     """Makes pallas_tpu what "auto" picks here."""
-    with rasterizer.compiling_for("tpu"):
+    with backends.compiling_for("tpu"):
         yield
 
 
@@ -86,18 +87,18 @@ def test_kernels_have_no_data_races_and_the_same_bits_every_time(backend):
 
 def random_members(rng, chunks, words):
     """Members with full, sparse and empty children; as booleans and as words."""
-    odds = rng.choice([0.0, 0.02, 0.3, 1.0], size=(words, tpu_lists.WORD, 1))
-    members = rng.random((chunks, words, tpu_lists.WORD, CHUNK)) < odds
-    packed = tpu_lists.pack_bits(jnp.moveaxis(jnp.asarray(members), 2, 0))
+    odds = rng.choice([0.0, 0.02, 0.3, 1.0], size=(words, tpu_members.WORD, 1))
+    members = rng.random((chunks, words, tpu_members.WORD, CHUNK)) < odds
+    packed = tpu_members.pack_bits(jnp.moveaxis(jnp.asarray(members), 2, 0))
     return members.reshape(chunks, -1, CHUNK), packed
 
 
 def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     rng = np.random.default_rng(0)
-    parents, room, children = np.array([0, 2, 2, 3]), 200, 2 * tpu_lists.WORD
+    parents, room, children = np.array([0, 2, 2, 3]), 200, 2 * tpu_members.WORD
     members, packed = random_members(rng, chunks=4, words=2)
     splats = rng.normal(size=(4, 16, CHUNK)).astype(np.float32)
-    how = tpu_lists.plan(packed, jnp.asarray(parents, jnp.int32), room)
+    how = tpu_members.plan(packed, jnp.asarray(parents, jnp.int32), room)
     lists = np.asarray(jax.jit(tpu_lists.split, static_argnums=2)(splats, how, room))
     d_lists = rng.normal(size=lists.shape).astype(np.float32)
     merged = np.asarray(jax.jit(tpu_lists.merge)(d_lists, how))
@@ -151,8 +152,8 @@ def test_kernels_lower_under_shard_map_that_checks_what_varies(backend):
 
 def test_without_a_tpu_the_backend_says_so():
     """Whether or not libtpu is installed, which only compiles for one."""
-    with pytest.raises(rasterizer.BackendUnavailableError, match=r"it needs a TPU and .* is cpu"):
-        rasterizer.choose_backend("pallas_tpu")
+    with pytest.raises(backends.BackendUnavailableError, match=r"it needs a TPU and .* is cpu"):
+        backends.choose_backend("pallas_tpu")
 
 
 def test_predictions_grow_with_the_scene():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import rasterize, rasterizer, xla
+from kernels import backends, rasterize, rasterizer, xla
 from kernels.bench import scenes
 from kernels.binning import round_capacity
 
@@ -184,7 +184,7 @@ def test_gpus_that_are_too_old_or_not_nvidias_are_named(monkeypatch, capability,
     gpu = types.SimpleNamespace(device_kind="the GPU", compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    reason = rasterizer.missing_nvidia_gpu()
+    reason = backends.missing_nvidia_gpu()
     assert reason is None or f"that of the GPU is {capability}" in reason
     assert (reason is not None) == missing
 
@@ -193,19 +193,19 @@ def test_auto_falls_back_and_says_so_once(monkeypatch, caplog):
     """On a GPU without the CUDA library or Pallas, xla renders, and the log says why."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(
-        rasterizer,
+        backends,
         "_load",
         lambda name: (xla.BACKEND, None) if name == "xla" else (None, f"no {name}"),
     )
-    rasterizer._choose_for.cache_clear()
+    backends._choose_for.cache_clear()
     try:
-        with caplog.at_level("INFO", logger="kernels.rasterizer"):
+        with caplog.at_level("INFO", logger="kernels.backends"):
             for _ in range(3):
-                rasterizer.choose_backend("auto")
+                backends.choose_backend("auto")
         assert [record.getMessage() for record in caplog.records] == [
             "rasterize: backend cuda is skipped: no cuda",
             "rasterize: backend pallas_gpu is skipped: no pallas_gpu",
             "rasterize: backend xla on gpu",
         ]
     finally:
-        rasterizer._choose_for.cache_clear()
+        backends._choose_for.cache_clear()

@@ -14,8 +14,9 @@ from random_scenes import (
     random_scenes,
 )
 
-from kernels import oracle, rasterize, rasterizer, xla
+from kernels import oracle, rasterize, rasterizer
 from kernels.bench import scenes
+from kernels.xla import backend as xla
 
 SMALL = {"width": 21, "height": 18}
 

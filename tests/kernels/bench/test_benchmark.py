@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kernels import rasterizer
+from kernels import backends
 from kernels.bench import benchmark, peers, scenes, tpu_costs
 from kernels.bench.scenes import Scene
 from kernels.ply import GaussianCloud, write_ply
@@ -109,7 +109,9 @@ def test_rows_that_cannot_be_written_in_the_end_are_an_error_in_a_sentence(tmp_p
 
 
 def test_backends_for_other_devices_are_named_and_not_measured(monkeypatch, capsys):
-    monkeypatch.setattr(rasterizer, "PREFERENCE", {})
+    monkeypatch.setattr(backends, "PREFERENCE", {})
+    for measured in ("measure_bandwidth", "measure_rate"):
+        monkeypatch.setattr(benchmark, measured, lambda: 1e9)
     arguments = ["--backend", "pallas_tpu", "--scene", "sparse", "--gaussians", "9", "--size", "16"]
     assert benchmark.main(arguments) == 0
     out, err = capsys.readouterr()

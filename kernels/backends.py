@@ -1,0 +1,156 @@
+"""The backends that sort and blend splats: what one is, and which one runs here.
+
+A **backend** is a module with a `BACKEND`, an instance of `Backend`, two plain functions of a flat
+batch of images:
+
+    forward(splats, *, width, height, capacity) -> (Blend, residuals)
+    backward(splats, blend, residuals, d_features, d_alpha, *, width, height, capacity) -> Splats
+
+`backward` returns the gradients as `Splats` (those of `depths`, which only sort, are not read). All
+arrays in and out, residuals included, have the images as their first axis. The rest is done once
+for all backends: custom_vjp and folding axes of `vmap` into the images (`blending`), the background
+and expected depth (`rasterizer`). `shard_map` checks which arrays vary over the mesh: a loop's
+initial values and a kernel's outputs must be made to vary as the inputs do
+(`jax.typeof(x).manual_axis_type`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from kernels.projection import Splats
+
+BACKENDS = {
+    "xla": "kernels.xla",
+    "pallas_tpu": "kernels.pallas_tpu",
+    "pallas_gpu": "kernels.pallas_gpu",
+    "cuda": "kernels.cuda",
+}
+"""Backend names, and the module whose `BACKEND` it is."""
+
+PREFERENCE = {"cpu": ("xla",), "tpu": ("pallas_tpu", "xla"), "gpu": ("cuda", "pallas_gpu", "xla")}
+"""What `auto` tries on each platform, best first."""
+
+log = logging.getLogger(__name__)
+
+
+class Blend(NamedTuple):
+    """What a backend makes of `Splats`."""
+
+    features: Float[Array, "images H W F"]
+    """Sum of weight times feature (no background)."""
+    alpha: Float[Array, "images H W"]
+    """Sum of the weights."""
+    overflow: Int[Array, "images"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Sorting and blending of splats on one kind of hardware. See the module's docstring."""
+
+    name: str
+    forward: Callable[..., tuple[Blend, Any]]
+    backward: Callable[..., Splats]
+    tile: tuple[int, int]
+    """(width, height) in pixels of the tiles whose intersections `capacity` counts."""
+    unavailable: Callable[[], str | None]
+    """Why the backend cannot run here and what to install, or None if it can."""
+
+
+class BackendUnavailableError(ValueError):
+    """The backend asked for cannot run here."""
+
+
+_ahead_for = contextvars.ContextVar("platform that is compiled for ahead", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within, backends are chosen for that platform ("tpu"), of which no device need be here.
+
+    What is traced within can be lowered and compiled for such devices, not run.
+    """
+    token = _ahead_for.set(platform)
+    try:
+        yield
+    finally:
+        _ahead_for.reset(token)
+
+
+def compiles_ahead() -> bool:
+    """Whether this is within `compiling_for`."""
+    return _ahead_for.get() is not None
+
+
+def platform() -> str:
+    """That of JAX's default device, "cpu", "tpu" or "gpu", or what `compiling_for` says."""
+    name = _ahead_for.get() or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def choose_backend(name: str) -> Backend:
+    """The backend of that name; "auto" picks by JAX's default device.
+
+    It logs, once, what it takes (INFO) and what would be better but cannot run (WARNING).
+    """
+    if name == "auto":
+        return _choose_for(platform())
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
+    found, reason = _load(name)
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
+    return found
+
+
+@functools.cache
+def _choose_for(platform: str) -> Backend:
+    """The best backend that runs on a platform."""
+    for candidate in candidates(platform):
+        found, reason = _load(candidate)
+        if reason is None:
+            log.info("rasterize: backend %s on %s", candidate, platform)
+            return found
+        log.warning("rasterize: backend %s is skipped: %s", candidate, reason)
+    raise BackendUnavailableError(f"no backend runs on {platform}")
+
+
+def candidates(platform: str) -> tuple[str, ...]:
+    """The backends made for a platform, best first; perhaps with something to install."""
+    return PREFERENCE.get(platform, ("xla",))
+
+
+def _load(name: str) -> tuple[Backend | None, str | None]:
+    """The backend, and why it can't run (or None)."""
+    try:
+        found = importlib.import_module(BACKENDS[name]).BACKEND
+    except ImportError as error:
+        return None, str(error)
+    return found, found.unavailable()
+
+
+def missing_nvidia_gpu() -> str | None:
+    """Why JAX's default device isn't an NVIDIA GPU of the last generations, or None if it is."""
+    if platform() != "gpu":
+        return (
+            f"it needs an NVIDIA GPU and JAX's default device is {platform()}; "
+            "with a GPU, `pip install 'jax[cuda12]'`"
+        )
+    gpu = jax.devices()[0]
+    capability = getattr(gpu, "compute_capability", "none")
+    if not capability[0].isdigit() or int(capability.partition(".")[0]) < 8:
+        return (
+            "it needs an NVIDIA GPU of compute capability 8.0 (A100) or more; "
+            f"that of {gpu.device_kind} is {capability}"
+        )
+    return None
