@@ -42,9 +42,14 @@ EXTRAS = {
     "spz": ["gsply>=0.4.6", "zstandard>=0.23"],
     "test": [
         "beartype>=0.21",
+        "flask>=2.2",  # for moto's server, whose own extra brings AWS's other services too
+        "flask-cors>=4.0",
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2024.6",
         "gsply>=0.4.6",
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",
+        "moto>=5.0",
         "playwright>=1.50",
         "plyfile>=1.1",
         "pygltflib>=1.16",
@@ -53,6 +58,7 @@ EXTRAS = {
         "pytest-xdist>=3.7",
         "pyyaml>=6.0",
         "ruff>=0.14",
+        "s3fs>=2024.6",
         "viser>=1.1",
         "zstandard>=0.23",
     ],

@@ -21,11 +21,14 @@ from data_pipelines.errors import TRY_AGAIN, MissingFileError, UserError
 ATTEMPTS, FIRST_WAIT = 6, 0.25
 """How often a request is tried, and seconds before the second time; each wait is twice the last."""
 
-TIME_LIMIT = 20.0
-"""Seconds in which a request must be answered, the file system's own retries included."""
+TIME_LIMIT, LONGEST_LIMIT = 5.0, 20.0
+"""Seconds in which a request must be answered at first, and at last: one that hangs is given up
+early, a store that is slow gets more each time. The file system's own retries are included."""
 
 BYTES_A_SECOND = 1 << 20
 """A request for many bytes has as many seconds more."""
+
+_LISTING = 30.0  # seconds more for the names of a folder, which come a thousand at a time
 
 
 class BucketError(UserError):
@@ -33,24 +36,24 @@ class BucketError(UserError):
 
 
 def fetch(path: epath.PathLike, begin: int = 0, end: int | None = None) -> bytes:
-    """Bytes `begin` to `end` of a file in a store; without an end all of it.
+    """Bytes `begin` to `end` of a file in a store, by default to its end.
 
     Raises:
       MissingFileError: there is no such file.
       BucketError: it may not be read; or it failed `ATTEMPTS` times.
     """
     if end is None:
-        return _insist(path, "cat_file", 10 * TIME_LIMIT)
+        end = _info(path)["size"]
     if begin == end:
         return b""
-    seconds = TIME_LIMIT + (end - begin) / BYTES_A_SECOND
-    return _insist(path, "cat_file", seconds, _expect_bytes(end - begin), start=begin, end=end)
+    more = (end - begin) / BYTES_A_SECOND
+    return _insist(path, "cat_file", more, _expect_bytes(end - begin), start=begin, end=end)
 
 
 def exists(path: epath.PathLike) -> bool:
     """Whether a store has a file; raises `BucketError` as `fetch`."""
     try:
-        _insist(path, "info")
+        _info(path)
     except MissingFileError:
         return False
     return True
@@ -58,16 +61,26 @@ def exists(path: epath.PathLike) -> bool:
 
 def file_sizes(folder: epath.PathLike) -> dict[str, int]:
     """Names and bytes of the files in a folder of a store; raises as `fetch`."""
-    files, name = _file_system(folder)
-    files.invalidate_cache(name)  # of listings, which live as long as the process
-    found = _insist(folder, "ls", 10 * TIME_LIMIT, detail=True)
+    _forget_listing(folder)
+    found = _insist(folder, "ls", _LISTING, detail=True)
     return {f["name"].rsplit("/", 1)[-1]: f["size"] for f in found if f["type"] == "file"}
+
+
+def _info(path: epath.PathLike) -> dict[str, Any]:
+    _forget_listing(os.path.dirname(path))
+    return _insist(path, "info")
+
+
+def _forget_listing(folder: epath.PathLike) -> None:
+    """File systems remember what lay in a folder, for as long as the process lives."""
+    files, name = _file_system(folder)
+    files.invalidate_cache(name)
 
 
 def _insist(
     path: epath.PathLike,
     method: str,
-    seconds: float = TIME_LIMIT,
+    more_seconds: float = 0.0,
     find_fault: Callable[[Any], str | None] = lambda answer: None,
     **options: Any,
 ) -> Any:
@@ -77,6 +90,7 @@ def _insist(
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * (0.5 + random.random()))
+        seconds = min(TIME_LIMIT * 2**attempt, LONGEST_LIMIT) + more_seconds
         try:
             answer = _ask(files, method, seconds, name, **options)
             fault = find_fault(answer)
