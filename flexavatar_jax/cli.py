@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable
+from kernels.platforms import look_for_no_absent_tpu
 from kernels.rasterizer import choose_backend
 
 
@@ -115,6 +116,7 @@ def check_backend(backend: str) -> None:
 
 def guard(main: Callable[[], int | None]) -> int | None:
     """Runs `main`; a user's mistake ends the process with one sentence."""
+    look_for_no_absent_tpu()
     try:
         return main()
     except UserError as error:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from kernels import binning, rasterizer
 from kernels.bench import peers, scenes
 from kernels.bench.scenes import Scene
+from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import read_ply
 from kernels.writable import make_writable
 
@@ -68,6 +69,7 @@ class Row:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; see `--help`."""
+    look_for_no_absent_tpu()
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__.split("\n")[0]
     )
