@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable
 from kernels.backends import choose_backend
+from kernels.platforms import look_for_no_absent_tpu
 
 
 def fail(error: UserError) -> NoReturn:
@@ -115,6 +116,7 @@ def check_backend(backend: str) -> None:
 
 def guard(main: Callable[[], int | None]) -> int | None:
     """Runs `main`; a user's mistake ends the process with one sentence."""
+    look_for_no_absent_tpu()
     try:
         return main()
     except UserError as error:

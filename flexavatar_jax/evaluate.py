@@ -1,6 +1,7 @@
 """Measures a trained model on people it never saw, from all round, and shows them.
 
-    python -m flexavatar_jax.evaluate --workdir runs/demo [--data_root DIR --dataset NAME]
+    python -m flexavatar_jax.evaluate --workdir runs/demo
+    python -m flexavatar_jax.evaluate --workdir runs/demo --data_root DIR --dataset MINE --out mine
 
 Each test person's most frontal first frame is the only input; the model renders other frames of
 that person with the multi-view bias sink, from their own cameras with their own expression codes.
@@ -8,8 +9,12 @@ Beside PSNR and SSIM it measures whether the head is whole (mask IoU), whether i
 (identity rank-1), whether the mouth follows the code, and whether head pose in the code changes
 what it must not. If the training data are there, two references stand beside: the best constant,
 the mean training image of the same sector of view, and the nearest training person. A third, the
-best avatar code there is, takes minutes: `--upper_bound`. Writes WORKDIR/metrics.json and
-WORKDIR/report/index.html.
+best avatar code there is, takes minutes: `--upper_bound`. Writes metrics.json and report/index.html
+into the run's folder, or into `--out`.
+
+Of a set with one picture of everybody, such as portraits of one's own, there is no other view to
+predict: the input itself is rendered again. Its scores are called `input` (`psnr_input_all`), and
+report and metrics say that they are of self-reconstruction.
 
     python -m flexavatar_jax.evaluate --workdir runs/demo --shots 1,4,16 --fit 200
 
@@ -53,8 +58,14 @@ from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, wri
 from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
+from flexavatar_jax.training.metric_log import read_metrics
 
 ORBIT_FRAMES = 48
+
+SELF_RECONSTRUCTION = (
+    "self-reconstruction: there is one picture of everybody, the input, which is rendered again; "
+    "of views that the model did not see nothing is said"
+)
 
 
 def evaluate(
@@ -64,6 +75,7 @@ def evaluate(
     dataset: str = "",
     dinov2: str = "",
     *,
+    out: epath.PathLike = "",
     upper_bound: bool = False,
 ) -> dict:
     """Runs the evaluation that the run's config describes; returns the metrics it wrote.
@@ -71,8 +83,9 @@ def evaluate(
     Args:
       workdir: of a training run or of an import.
       step: which checkpoint; by default the newest.
-      data_root, dataset, dinov2: instead of the config's `data.root`, `eval.dataset` and
-        `frozen.dinov2_base`.
+      data_root, dataset: the test set, instead of the config's `data.root` and `eval.dataset`.
+      dinov2: instead of the config's `frozen.dinov2_base`.
+      out: the folder for metrics and report, instead of the run's.
       upper_bound: also fit a code to all views of each person, see `references.fitted_views`.
 
     Raises:
@@ -81,11 +94,12 @@ def evaluate(
     """
     config = read_config(workdir)
     cli.check_dinov2(dinov2, workdir, config)
-    config.data.root = data_root or config.data.root
     config.eval.dataset = dataset or config.eval.dataset
     size = config.model.image_size
-    test_set = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
-    report = epath.Path(workdir) / "report"
+    root = epath.Path(data_root or config.data.root)
+    test_set = open_at_size(root / config.eval.dataset, size)
+    out = epath.Path(out or workdir)
+    report = out / "report"
     try:
         make_writable(report)
     except UserError as error:
@@ -96,6 +110,8 @@ def evaluate(
         ) from error
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
+    shown_again = all(person.shows_input for person in people)
+    views = "input" if shown_again else "unseen"
     absent = [s for s in training_sets(config) if not is_finished(s)]
     constants = None if absent else sector_means(config)
     trained_on = None if absent else TrainingPeople(config)
@@ -112,7 +128,7 @@ def evaluate(
         driven.append(seen_on_white(animator, code, clip, size)[0] if clip else np.zeros(0))
         truths = np.stack([on_white(t) for t in person.targets])
         sectors = [sector(t.cam2head) for t in person.targets]
-        compared = {"unseen": predictions}
+        compared = {views: predictions}
         if constants:
             compared["constant"] = np.stack([constants[s] for s in sectors]).astype(np.float32)
             compared["nearest"] = trained_on.views(person)
@@ -125,7 +141,7 @@ def evaluate(
             for name, images in compared.items()
             for measure, values in score(images, truths).items()
         }
-        scores["iou_unseen"] = mask_iou(alpha, np.stack([t.mask for t in person.targets]))
+        scores[f"iou_{views}"] = mask_iou(alpha, np.stack([t.mask for t in person.targets]))
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
         shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
@@ -136,7 +152,10 @@ def evaluate(
         for one in tqdm(zip(people, codes, strict=True), desc="opening jaws", total=len(people))
     ]
     metrics = summarise(rows)
-    metrics |= identity_by_sector(animator, people, codes, size)
+    if shown_again:
+        metrics["self_reconstruction"] = SELF_RECONSTRUCTION
+    else:
+        metrics |= identity_by_sector(animator, people, codes, size)
     metrics |= expression_following(clips, driven)
     metrics |= {
         "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),
@@ -164,9 +183,10 @@ def evaluate(
         pairs=False,
     )
     open_mouths = [np.stack(images) for images, _ in jaws]
-    write_report(report, config, metrics, shown, orbits, on_white(first), open_mouths)
+    log = read_metrics(workdir)
+    write_report(report, config, metrics, shown, orbits, on_white(first), open_mouths, log)
     text = json.dumps(metrics, indent=2) + "\n"
-    write(epath.Path(workdir) / "metrics.json", text)
+    write(out / "metrics.json", text)
     write(report / "metrics.json", text)
     return metrics
 
@@ -227,25 +247,28 @@ def main() -> None:
         FLAGS.data_root,
         FLAGS.dataset,
         FLAGS.dinov2,
+        out=FLAGS.out,
         upper_bound=FLAGS.upper_bound,
     )
+    views = "input" if "self_reconstruction" in metrics else "unseen"
     for name in ("all", *SECTORS):
-        if f"psnr_unseen_{name}" in metrics:
+        if f"psnr_{views}_{name}" in metrics:
             scores = []
             for measure, digits, unit in (("psnr", 2, " dB"), ("ssim", 3, "")):
-                score = f"{measure.upper()} {metrics[f'{measure}_unseen_{name}']:.{digits}f}{unit}"
+                score = f"{measure.upper()} {metrics[f'{measure}_{views}_{name}']:.{digits}f}{unit}"
                 if f"{measure}_constant_{name}" in metrics:
                     score += f" (constant {metrics[f'{measure}_constant_{name}']:.{digits}f})"
                 scores.append(score)
-            for key, title in (("iou_unseen", "mask IoU"), ("identity", "identity rank-1")):
+            for key, title in ((f"iou_{views}", "mask IoU"), ("identity", "identity rank-1")):
                 if f"{key}_{name}" in metrics:
                     scores.append(f"{title} {metrics[f'{key}_{name}']:.3f}")
             print(f"{name:>5}: {', '.join(scores)}")
     if "mouth_correlation" in metrics:
         print(f"mouth: changes with the truth's, correlation {metrics['mouth_correlation']:.2f}")
-    if "no_constant" in metrics:
-        print(metrics["no_constant"])
-    print(f"report: {epath.Path(FLAGS.workdir) / 'report' / 'index.html'}")
+    for key in ("self_reconstruction", "no_constant"):
+        if key in metrics:
+            print(metrics[key])
+    print(f"report: {epath.Path(FLAGS.out or FLAGS.workdir) / 'report' / 'index.html'}")
 
 
 FLAGS = flags.FLAGS
@@ -253,8 +276,9 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate (default: the newest).")
-    flags.DEFINE_string("data_root", "", "Where the data sets lie now, if not at config.data.root.")
-    flags.DEFINE_string("dataset", "", "Test set below it, instead of config.eval.dataset.")
+    flags.DEFINE_string("data_root", "", "Where the test set lies, if not in config.data.root.")
+    flags.DEFINE_string("dataset", "", "Test set in it, instead of config.eval.dataset.")
+    flags.DEFINE_string("out", "", "Folder for metrics.json and report/, if not the run's.")
     flags.DEFINE_string("dinov2", "", "DINOv2 weights, if not where training had them.")
     flags.DEFINE_bool("upper_bound", False, "Also fit the best code to each test person (minutes).")
     flags.DEFINE_list("shots", [], "Instead: quality by number of pictures, such as 1,4,16.")

@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
         process_count=shares,
     )
     frozen = jax.device_put(load_frozen_networks(config), replicated(mesh))
-    claim_workdir(workdir, config, template)
+    lock = claim_workdir(workdir, config, template)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
 
     step = checkpoints.latest_step
@@ -131,6 +131,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, profile: bool = False)
             checkpoints.wait()
             checkpoints.close()
         log.close()
+        lock.release()
     if step < config.steps:
         log.say(f"stopped at step {step} as asked; the same command goes on from there")
         return PREEMPTED

@@ -16,11 +16,15 @@ SECTORS = ("front", "side", "back")
 
 
 class Person(NamedTuple):
-    """A test person: the only input, and the frames to be predicted."""
+    """A test person: the only input, and the frames to be predicted.
+
+    Of whom there is one frame only, it is both, and `shows_input`.
+    """
 
     name: str
     input: Frame
     targets: list[Frame]
+    shows_input: bool = False
 
 
 def azimuth(cam2head: Float[np.ndarray, "4 4"]) -> float:
@@ -42,7 +46,11 @@ def on_white(frame: Frame) -> Float[np.ndarray, "H W 3"]:
 
 
 def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:
-    """The first `people` of a test set, `images` targets each, spread over cameras and time."""
+    """The first `people` of a test set, `images` targets each, spread over cameras and time.
+
+    Raises:
+      UserError: a damaged set, or one with a single frame of somebody and several of others.
+    """
     index = data.index
     clips = {}
     for clip, name in enumerate(index.person):
@@ -57,12 +65,20 @@ def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[
         chosen = records[spread(index.camera[records], index.timestep[records], images)]
         targets = [data.frame(int(i), size) for i in chosen]
         targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
-        if not targets:
+        alone = len(records) == 1
+        if not (targets or alone):
             raise UserError(
-                f"{data.folder} has one frame only of {name}, none of which is left to predict; "
-                "prepare a config.eval.dataset of more frames a person"
+                f"config.eval.images_per_person is {images}, and that is the input of {name}; "
+                "evaluate with 2 or more"
             )
-        result.append(Person(name, source, targets))
+        result.append(Person(name, source, [source] if alone else targets, alone))
+    alone = [person.name for person in result if person.shows_input]
+    if 0 < len(alone) < len(result):
+        raise UserError(
+            f"{data.folder} has one frame only of {alone[0]} ({len(alone)} of {len(result)} "
+            "people), which leaves none to predict; prepare those with one frame as a set of "
+            "their own, or leave them out"
+        )
     return result
 
 

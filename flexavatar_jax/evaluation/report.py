@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-from data_pipelines.files import write
+from data_pipelines.files import list_folder, write
 from flexavatar_jax.avatars.film import write_film
-from flexavatar_jax.training.metric_log import read_metrics
 
 AVATAR_PAGE = "avatar.html"
 """The first person's avatar, to be turned by hand: it lies beside the report and is shown in it."""
@@ -51,10 +51,13 @@ def write_report(
     orbits: list[Orbit],
     orbit_input: Float[np.ndarray, "H W 3"],
     mouths: list[Float[np.ndarray, "2 H W 3"]],
+    log: list[dict[str, float]],
 ) -> None:
-    """Writes index.html and its pictures into `folder`.
+    """Writes index.html and its pictures into `folder`; pictures of an older report there go.
 
-    `mouths`: each person's avatar, jaw closed and open.
+    Args:
+      mouths: each person's avatar, jaw closed and open.
+      log: what the run recorded as it was trained, see `metric_log.read_metrics`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sections = [_section_orbit(folder, orbits, orbit_input)]
@@ -63,11 +66,17 @@ def write_report(
     sections.append(_section_metrics(metrics))
     sections.append(_section_people(folder, people))
     sections.append(_section_mouths(folder, people, mouths))
-    sections.append(_section_training(folder, config))
+    sections.append(_section_training(log, config))
     page = _PAGE.format(
         title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
     )
     write(folder / "index.html", page)
+    for path in list_folder(folder):
+        if _OWN_PICTURE.fullmatch(path.name) and f'"{path.name}"' not in page:
+            path.unlink()
+
+
+_OWN_PICTURE = re.compile(r"(person_\d+|orbit|orbit_\w+|jaws|avatar_truth)\.(png|gif)")
 
 
 def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) -> str:
@@ -116,20 +125,21 @@ def _section_avatar(folder: epath.Path, person: TestPerson) -> str:
 
 
 def _section_metrics(metrics: dict[str, Any]) -> str:
+    views = "input" if "self_reconstruction" in metrics else "unseen"
     columns = {
-        "PSNR, dB": ("psnr_unseen", 2),
+        "PSNR, dB": (f"psnr_{views}", 2),
         "constant's": ("psnr_constant", 2),
         "nearest person's": ("psnr_nearest", 2),
         "best code's": ("psnr_bound", 2),
-        "SSIM": ("ssim_unseen", 3),
+        "SSIM": (f"ssim_{views}", 3),
         "constant's SSIM": ("ssim_constant", 3),
-        "mask IoU": ("iou_unseen", 3),
+        "mask IoU": (f"iou_{views}", 3),
         "identity rank-1": ("identity", 2),
     }
     columns = {title: c for title, c in columns.items() if f"{c[0]}_all" in metrics}
     rows = []
     for name in ("all", "front", "side", "back"):
-        if f"psnr_unseen_{name}" not in metrics:
+        if f"psnr_{views}_{name}" not in metrics:
             continue
         cells = "".join(
             f"<td>{metrics[f'{key}_{name}']:.{digits}f}</td>"
@@ -151,13 +161,23 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         if "mouth_correlation" in metrics
         else ""
     )
+    identity = (
+        "Identity rank-1: how often the avatar nearest to a picture, of all test people's rendered "
+        f"alike, is the person's own; chance is {1 / metrics['people']:.2f}. "
+        if "identity_all" in metrics
+        else ""
+    )
+    seen = (
+        f"<p><b>{html.escape(metrics['self_reconstruction'].capitalize())}.</b></p>"
+        if "self_reconstruction" in metrics
+        else ""
+    )
     return (
-        f"<h2>Measured</h2><table><tr><th>sector</th>{titles}</tr>{''.join(rows)}</table>"
+        f"<h2>Measured</h2>{seen}<table><tr><th>sector</th>{titles}</tr>{''.join(rows)}</table>"
         f"<p>{metrics['images']} images of {metrics['people']} people of "
         f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
-        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}. Identity rank-1: how "
-        "often the avatar nearest to a picture, of all test people's rendered alike, is the "
-        f"person's own; chance is {1 / metrics['people']:.2f}. {mouth}When only the head pose in "
+        f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}. "
+        f"{identity}{mouth}When only the head pose in "
         f"the code turns, an avatar stays the same to {metrics['steadiness']:.1f} dB.</p>"
     )
 
@@ -198,7 +218,8 @@ def _section_people(folder: epath.Path, people: list[TestPerson]) -> str:
 
 def person_grid(person: TestPerson) -> Float[np.ndarray, "h w 3"]:
     """The input, and above one another what cameras saw, with their sector, and predictions."""
-    chosen = np.linspace(0, len(person.truths) - 1, SHOWN_TARGETS).round().astype(int)
+    count = SHOWN_TARGETS if len(person.truths) > 1 else 1
+    chosen = np.linspace(0, len(person.truths) - 1, count).round().astype(int)
     blank = np.ones((TILE, TILE, 3))
     truths = (_labelled(_fit(person.truths[i], TILE), person.sectors[i]) for i in chosen)
     top = [_labelled(_fit(person.input, TILE), "input"), *truths]
@@ -206,8 +227,8 @@ def person_grid(person: TestPerson) -> Float[np.ndarray, "h w 3"]:
     return np.concatenate([np.concatenate(top, 1), np.concatenate(bottom, 1)], 0)
 
 
-def _section_training(folder: epath.Path, config: ConfigDict) -> str:
-    lines = [line for line in read_metrics(folder.parent) if np.isfinite(line["loss"])]
+def _section_training(log: list[dict[str, float]], config: ConfigDict) -> str:
+    lines = [line for line in log if np.isfinite(line["loss"])]
     if len(lines) < 2:
         return ""
     steps = np.array([line["step"] for line in lines], float)

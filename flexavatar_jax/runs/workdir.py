@@ -23,6 +23,7 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.runs import digests
 from flexavatar_jax.runs.checkpoints import put_damaged_aside
+from flexavatar_jax.runs.lock import Lock
 from flexavatar_jax.runs.templates import format_obj, load_template
 from flexavatar_jax.training.config_check import check_stored_config
 
@@ -93,24 +94,25 @@ def _template_of(source: str, config: ml_collections.ConfigDict) -> HeadTemplate
 
 def claim_workdir(
     workdir: epath.PathLike, config: ml_collections.ConfigDict, template: HeadTemplate
-) -> None:
+) -> Lock:
     """Creates a run's folder with its config and template, or stores the fields that changed.
 
-    Newest checkpoints that are damaged are put aside, so that the run goes on from a whole one.
+    The folder is this job's until the lock is released or gone. Newest checkpoints that are damaged
+    are put aside, so that the run goes on from a whole one.
 
     Raises:
-      UserError: the folder cannot be written; or it holds checkpoints, none of which is whole.
+      UserError: the folder cannot be written, or another run is in it; or it holds checkpoints,
+        none of which is whole.
     """
     workdir = epath.Path(workdir)
     text = config.to_json_best_effort(indent=2, sort_keys=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        lock = Lock(workdir, wanted=jax.process_index() == 0)
         if jax.process_index() == 0:
-            texts = {"template.obj": format_obj(template), "config.json": text}
-            stored = {
-                name: (workdir / name).read_text() for name in texts if (workdir / name).exists()
-            }
-            texts |= {name: kept for name, kept in stored.items() if name == "template.obj"}
+            stored = {name: _text(workdir / name) for name in ("config.json", "template.obj")}
+            kept = stored["template.obj"] or format_obj(template)
+            texts = {"config.json": text, "template.obj": kept}
             if stored != texts or not digests.is_recorded(workdir):
                 digests.write_files(workdir, texts)
             put_damaged_aside(workdir)
@@ -120,6 +122,7 @@ def claim_workdir(
             f"cannot write to --workdir {workdir}: {reason}", status=TRY_AGAIN
         ) from None
     _wait_for_all("workdir claimed")
+    return lock
 
 
 def _text(path: epath.Path) -> str:

@@ -26,6 +26,7 @@ from kernels import backends, binning, rasterizer
 from kernels.bench import peers, scenes
 from kernels.bench.rows import Row, format_table, write_json
 from kernels.bench.scenes import Scene
+from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import read_ply
 from kernels.projection import project
 from kernels.writable import make_writable
@@ -41,6 +42,7 @@ COUNT_TILE = (8, 8)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; see `--help`."""
+    look_for_no_absent_tpu()
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__.split("\n")[0]
     )

@@ -3,7 +3,7 @@
 `predict` counts the bytes and operations of a scene's kernels and divides them by a chip's
 published rates: a bound from below on time, not a measurement. `compile_ahead` compiles a whole
 `rasterize` for a chip with PyPI's `libtpu`, which needs no TPU, and fails where it doesn't fit the
-chip's memory. `JAX_PLATFORMS=cpu python -m kernels.tpu_costs` prints both for the avatar scene.
+chip's memory. `python -m kernels.tpu_costs` prints both for the avatar scene.
 
 XLA's own cost analysis doesn't look into custom calls, so the kernels are counted here, by hand,
 from the shapes in `pallas_tpu.lists` and `pallas_tpu.composite`.
@@ -31,6 +31,7 @@ from kernels.hardware import CHIPS, Chip
 from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.lists import GROUP
 from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILE
+from kernels.platforms import look_for_no_absent_tpu
 
 # Vector operations, as libtpu 0.0.52 schedules the kernels for v5e.
 FORWARD_OPS = 46
@@ -299,6 +300,7 @@ def check_libtpu() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Print predictions, and what compiling for each chip says, for images of the avatar scene."""
+    look_for_no_absent_tpu()
     argparse.ArgumentParser(
         prog="python -m kernels.tpu_costs", description=__doc__.split("\n", 1)[0]
     ).parse_args(argv)

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from kernels import Render, rasterize
+from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import GaussianCloud, write_ply
 from kernels.writable import make_writable
 
@@ -36,6 +37,7 @@ Parameters = dict[str, Array]
 
 def main(argv: list[str] | None = None) -> int:
     """Fit a picture; see `--help`."""
+    look_for_no_absent_tpu()
     parser = argparse.ArgumentParser(
         prog="kernels.examples.fit_image", description="Fit Gaussians to a picture."
     )

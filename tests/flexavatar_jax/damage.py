@@ -13,7 +13,7 @@ KINDS = ("bit", "cut", "emptied", "removed", "overwritten", "swapped")
 def damaged(folder: Path, seed: int) -> Iterator[Path]:
     """Damages one file below `folder`, which is yielded, and mends it in the end."""
     rng = np.random.default_rng(seed)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(p for p in folder.rglob("[!.]*") if p.is_file())
     whole = {path: path.read_bytes() for path in files}
     path = files[rng.integers(len(files))]
     content = whole[path]

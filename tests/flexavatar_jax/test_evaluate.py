@@ -39,17 +39,43 @@ def test_a_run_is_evaluated_into_metrics_and_a_report(run):
         assert f">{number}</text>" in page
 
 
-def test_a_set_of_ones_own_is_evaluated_without_the_training_data(run, tiny_data, tmp_path):
+def test_a_set_is_evaluated_without_the_training_data(run, tiny_data, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(tiny_data / "procedural_test", tmp_path / "mine")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace(str(tiny_data), "/nowhere"))
+    (tmp_path / "run" / "digests.json").unlink()
     metrics = evaluate(tmp_path / "run", data_root=str(tmp_path), dataset="mine")
     assert "psnr_unseen_back" in metrics
     assert not any("_constant_" in key for key in metrics)
-    assert f"{tmp_path}/procedural_monocular" in metrics["no_constant"]
+    assert "/nowhere/procedural_monocular" in metrics["no_constant"]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert metrics["no_constant"] in page
     assert "people of mine" in page
     assert "constant's" not in page
+
+
+def test_portraits_of_ones_own_are_shown_again_beside_the_runs_own_report(run, tmp_path):
+    """With the constant of the training data, which lie where they lay."""
+    monocular, *_ = procedural_sets(size=32, monocular_people=2, monocular_timesteps=1)
+    write_shards(monocular, tmp_path)
+    own = sorted((path, path.stat().st_mtime) for path in run.rglob("*"))
+    report = tmp_path / "mine" / "report"
+    report.mkdir(parents=True)
+    for name in ("person_007.png", "holiday.png"):
+        (report / name).touch()
+    metrics = evaluate(run, data_root=str(tmp_path), dataset=monocular.name, out=tmp_path / "mine")
+    assert sorted((path, path.stat().st_mtime) for path in run.rglob("*")) == own
+    assert json.loads((tmp_path / "mine" / "metrics.json").read_text()) == metrics
+    assert {"psnr_input_all", "psnr_constant_all", "self_reconstruction"} < metrics.keys()
+    assert not any("unseen" in key or "identity" in key for key in metrics)
+    page = (report / "index.html").read_text()
+    assert "Self-reconstruction: there is one picture of everybody" in page
+    assert "Identity rank-1" not in page
+    assert f"<td>{metrics['psnr_input_all']:.2f}</td>" in page
+    assert "<h2>Training</h2>" in page
+    assert not (report / "person_007.png").exists()
+    assert (report / "holiday.png").exists()
 
 
 def test_a_test_set_smaller_than_the_model_is_named(run, tmp_path):

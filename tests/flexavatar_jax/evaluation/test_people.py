@@ -1,10 +1,14 @@
 """Whom evaluation shows from where: sectors of view, and targets from all cameras and moments."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from data_pipelines import cameras
-from flexavatar_jax.evaluation.people import evenly_spaced, sector, spread
+from data_pipelines.errors import UserError
+from data_pipelines.shards import PreparedSet
+from flexavatar_jax.evaluation.people import evenly_spaced, read_people, sector, spread
 
 
 @pytest.mark.parametrize(
@@ -30,3 +34,31 @@ def test_targets_come_from_all_cameras_and_all_through_time(cameras, moments, wa
     assert np.count_nonzero(seen) == min(wanted, cameras)
     assert np.ptp(seen) <= 1
     assert {timestep[chosen].min(), timestep[chosen].max()} == {0, moments - 1}
+
+
+def people(tiny_data, *frames):
+    """A data set whose people have so many frames each."""
+    data = PreparedSet(tiny_data / "procedural_monocular")
+    index = SimpleNamespace(
+        person=np.array(["anna", "bert", "carl"][: len(frames)]),
+        clip_start=np.r_[0, np.cumsum(frames)],
+        camera=np.zeros(sum(frames), int),
+        timestep=np.arange(sum(frames)),
+    )
+    return SimpleNamespace(index=index, folder="mine", frame=data.frame)
+
+
+def test_of_whom_there_is_one_frame_it_is_input_and_target(tiny_data):
+    (anna,) = read_people(people(tiny_data, 1), 1, 4, 32)
+    assert anna.shows_input
+    assert [frame.timestep for frame in (anna.input, *anna.targets)] == [0, 0]
+    (bert,) = read_people(people(tiny_data, 3), 1, 4, 32)
+    assert not bert.shows_input
+    assert [frame.timestep for frame in (bert.input, *bert.targets)] == [0, 1, 2]
+
+
+def test_single_frames_among_others_are_named(tiny_data):
+    with pytest.raises(UserError, match=r"mine has one frame only of bert \(1 of 2 people\)"):
+        read_people(people(tiny_data, 2, 1), 3, 4, 32)
+    with pytest.raises(UserError, match="images_per_person is 1, and that is the input of anna"):
+        read_people(people(tiny_data, 3), 1, 1, 32)

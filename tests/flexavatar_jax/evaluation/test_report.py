@@ -36,7 +36,7 @@ def test_the_report_shows_the_avatar_and_says_what_its_pictures_show(tmp_path):
     arguments = (tmp_path, ConfigDict(dict(data=dict(mixture={}))), metrics, [anna])
     (tmp_path / AVATAR_PAGE).write_text("the avatar")
     orbits = [Orbit("multi-view sink", np.repeat(grey, 4, axis=0))]
-    write_report(*arguments, orbits, grey[0], mouths=[np.repeat(grey[:1], 2, axis=0)])
+    write_report(*arguments, orbits, grey[0], mouths=[np.repeat(grey[:1], 2, axis=0)], log=[])
     page = (tmp_path / "index.html").read_text()
     assert f'<iframe src="{AVATAR_PAGE}" title="the avatar of anna &lt;3' in page
     assert (tmp_path / "avatar_truth.png").exists()
