@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flexavatar_jax.model import attention_tpu
+from kernels import rasterizer
+
 MLP_RATIO = 4
+
+HEAD_NORM_EPSILON = 1e-6
 
 CACHED_LOGITS = 1 << 20
 """Logits that fit into a CPU's cache."""
@@ -67,20 +73,40 @@ def layer_norm(
     )
 
 
-def attend(
-    q: Float[Array, "B N H C"],
-    k: Sequence[Float[Array, "B _ H C"]],
-    v: Sequence[Float[Array, "B _ H C"]],
-    *,
-    causal: bool = False,
-) -> Float[Array, "B N H C"]:
-    """Softmax attention with scale 1/sqrt(C) over all of several sets of keys and values.
+class HeadNorms(NamedTuple):
+    """RMS norms within each head: of the queries, and of each set of keys."""
 
-    `causal`: token i sees tokens 0 to i of the first set.
+    queries: nnx.RMSNorm
+    keys: Sequence[nnx.RMSNorm]
+
+
+def attend(
+    q: Float[Array, "B N D"],
+    k: Sequence[Float[Array, "B _ D"]],
+    v: Sequence[Float[Array, "B _ D"]],
+    *,
+    heads: int,
+    norms: HeadNorms | None = None,
+    causal: bool = False,
+) -> Float[Array, "B N D"]:
+    """Softmax attention with scale 1/sqrt(D/heads) over all of several sets of keys and values.
+
+    Args:
+      norms: what queries and keys go through first.
+      causal: token i sees tokens 0 to i of the first set.
     """
-    at_once = functools.partial(_attend_at_once, causal=causal)
-    in_cache = functools.partial(_attend_in_cache, causal=causal)
-    return jax.lax.platform_dependent(q, tuple(k), tuple(v), cpu=in_cache, default=at_once)
+    platform = rasterizer.platform()
+    if platform == "tpu" and not causal:
+        norm = norms and attention_tpu.Norm(
+            norms.queries.scale[...], tuple(n.scale[...] for n in norms.keys)
+        )
+        return attention_tpu.attend(q, k, v, norm, heads=heads, epsilon=HEAD_NORM_EPSILON)
+    q = _split_heads(q, heads)
+    k, v = ([_split_heads(x, heads) for x in xs] for xs in (k, v))
+    if norms:
+        q, k = norms.queries(q), [norm(x) for norm, x in zip(norms.keys, k, strict=True)]
+    way = _attend_in_cache if platform == "cpu" else _attend_at_once
+    return _merge_heads(way(q, k, v, causal=causal))
 
 
 def _attend_at_once(
@@ -90,7 +116,7 @@ def _attend_at_once(
     *,
     causal: bool,
 ) -> Float[Array, "B N H C"]:
-    """`attend` for accelerators.
+    """`attend` for GPUs, and for a TPU's causal block.
 
     Sets are not put together: a few tokens more than a multiple of 128 fit a TPU's registers badly.
     """
@@ -179,8 +205,8 @@ class CausalBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         y = self.attention_norm(x)
-        q, k, v = (_split_heads(project(y), self.heads) for project in (self.q, self.k, self.v))
-        x = x + self.out(_merge_heads(attend(q, [k], [v], causal=True)))
+        q, k, v = (project(y) for project in (self.q, self.k, self.v))
+        x = x + self.out(attend(q, [k], [v], heads=self.heads, causal=True))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -195,7 +221,7 @@ class Stream(nnx.Module):
     ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         head_norm = functools.partial(
-            nnx.RMSNorm, width // heads, epsilon=1e-6, dtype=dtype, rngs=rngs
+            nnx.RMSNorm, width // heads, epsilon=HEAD_NORM_EPSILON, dtype=dtype, rngs=rngs
         )
         self.heads = heads
         self.attention_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -210,17 +236,16 @@ class Stream(nnx.Module):
             self.mlp_norm = layer_norm(width, epsilon=1e-6, affine=False, dtype=dtype, rngs=rngs)
             self.mlp = MLP(width, tanh=True, dtype=dtype, rngs=rngs)
 
-    def project(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N H C"], ...]:
-        """Queries, keys and values; queries and keys are RMS-normalised within each head."""
+    def project(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N D"], ...]:
+        """Queries, keys and values, heads side by side, before their norms."""
         y = self.attention_norm(x)
-        q, k, v = (_split_heads(project(y), self.heads) for project in (self.q, self.k, self.v))
-        return self.q_norm(q), self.k_norm(k), v
+        return self.q(y), self.k(y), self.v(y)
 
     def update(
-        self, x: Float[Array, "B N D"], attended: Float[Array, "B N H C"]
+        self, x: Float[Array, "B N D"], attended: Float[Array, "B N D"]
     ) -> Float[Array, "B N D"]:
         """The stream after attention and MLP, both with residuals."""
-        x = x + self.out(_merge_heads(attended))
+        x = x + self.out(attended)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -243,9 +268,13 @@ class JointBlock(nnx.Module):
         q, *own = self.tokens.project(x)
         context_q, *others = self.context.project(context)
         k, v = zip(own, others, strict=True)
-        x = self.tokens.update(x, attend(q, k, v))
+        heads, key_norms = self.tokens.heads, (self.tokens.k_norm, self.context.k_norm)
+        norms = HeadNorms(self.tokens.q_norm, key_norms)
+        x = self.tokens.update(x, attend(q, k, v, heads=heads, norms=norms))
         if not self.context.ends:
-            context = self.context.update(context, attend(context_q, k, v))
+            norms = HeadNorms(self.context.q_norm, key_norms)
+            attended = attend(context_q, k, v, heads=heads, norms=norms)
+            context = self.context.update(context, attended)
         return x, context
 
 

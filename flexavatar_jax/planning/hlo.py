@@ -24,6 +24,22 @@ _NO_CYCLES = 2**63 - 1
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
+_KERNEL = re.compile(r'custom_call_target="tpu_custom_call"')
+_ESTIMATE = re.compile(r'"(flops|transcendentals|bytes_accessed)":"(\d+)"')
+
+
+class Kernel(NamedTuple):
+    """A Pallas kernel that says what it costs (`pl.CostEstimate`), as often as it runs."""
+
+    operation: str
+    """XLA's note of what it was made for, with its name: ".../attention_forward/pallas_call"."""
+    runs: int
+    flops: int
+    """Of the matrix unit, each time."""
+    transcendentals: int
+    bytes: int
+
+
 class Collective(NamedTuple):
     """One collective operation, as often as it runs."""
 
@@ -91,6 +107,21 @@ def estimated_cycles(hlo: str, scopes: Sequence[str]) -> dict[str, int]:
             scope = inside.search(note[1]) if note else None
             total[scope[1] if scope else "other"] += runs[name] * int(cycles[1])
     return dict(total)
+
+
+def kernels(hlo: str) -> list[Kernel]:
+    """All Pallas kernels of an optimised module that say what they cost."""
+    bodies = _computations(hlo)
+    runs = _runs(bodies)
+    found = []
+    for name, lines in bodies.items():
+        for line in filter(_KERNEL.search, lines):
+            costs = {key: int(value) for key, value in _ESTIMATE.findall(line)}
+            note = _NOTE.search(line)
+            if costs:
+                values = (costs[key] for key in ("flops", "transcendentals", "bytes_accessed"))
+                found.append(Kernel(note[1] if note else "", runs[name], *values))
+    return found
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:

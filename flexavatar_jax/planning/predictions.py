@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.frozen.networks import frozen_shapes
-from flexavatar_jax.planning.hlo import Collective, collectives, estimated_cycles
+from flexavatar_jax.model.attention_tpu import VECTOR_OPS
+from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training.flops import StepFlops, step_flops
 from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicated
@@ -178,18 +179,33 @@ def predict(
 ) -> dict[str, float]:
     """Seconds of each part of a compiled step on one of `hardware.CHIPS`.
 
-    The compiler's cycles at the chip's clock; for rendering, the Pallas kernels as `tpu_costs`
-    counts them for the avatar scene come on top; collectives go over one link, none of them hidden
-    behind computation.
+    The compiler's cycles at the chip's clock. Pallas kernels come on top: those of rendering as
+    `tpu_costs` counts them for the avatar scene, others as they say themselves. Collectives go over
+    one link, none of them hidden behind computation.
     """
     cycles = estimated_cycles(hlo, SCOPES)
     seconds = {part: count / CHIPS[chip].clock for part, count in cycles.items()}
     size = config.model.image_size
     # Devices along the tensor axis render the same images.
     images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
-    kernels = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
-    seconds["rasterizer"] += images * kernels
+    rendering = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
+    seconds["rasterizer"] += images * rendering
+    for kernel in kernels(hlo):
+        part = next((scope for scope in SCOPES if scope in kernel.operation), "other")
+        seconds[part] += kernel.runs * kernel_seconds(kernel, chip)
     return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
+
+
+def kernel_seconds(kernel: Kernel, chip: str) -> float:
+    """What one run of a kernel takes at published rates, vector unit after matrix unit.
+
+    Raises:
+      StopIteration: nobody has said how many vector operations this kernel takes.
+    """
+    rates = CHIPS[chip]
+    vector_ops = next(ops for name, ops in VECTOR_OPS.items() if name in kernel.operation)
+    computing = kernel.flops / rates.bfloat16 + vector_ops * kernel.transcendentals / rates.float32
+    return max(computing, kernel.bytes / rates.bandwidth)
 
 
 def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> str:

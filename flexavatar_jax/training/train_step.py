@@ -202,8 +202,9 @@ class TrainProgram:
         if frozen.dinov2_base is not None:
             with jax.named_scope("features"):
                 features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
-        code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
-        gaussians = model.decode(code, batch.target_expression, batch.source)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # for attention on TPUs
+            code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
+            gaussians = model.decode(code, batch.target_expression, batch.source)
         on_shard = jax.shard_map(
             functools.partial(shard_losses, config=self.config, perceptual=perceptual),
             mesh=self.mesh,

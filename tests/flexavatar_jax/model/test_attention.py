@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference
 import pytest
+from einops import rearrange
 from flax import nnx
 from small_model import rule_model
 
@@ -21,8 +22,11 @@ def tokens(count, scale=1.0, seed=0):
     return jnp.float32(scale * np.random.default_rng(seed).standard_normal((count, 48)))
 
 
-def qkv(rng, batch=2, n=7, m=9, heads=3, size=4):
-    shapes = [(batch, n, heads, size), (batch, m, heads, size), (batch, m, heads, size)]
+HEADS = 3
+
+
+def qkv(rng, batch=2, n=7, m=9, size=4):
+    shapes = [(batch, n, HEADS, size), (batch, m, HEADS, size), (batch, m, HEADS, size)]
     return [jnp.float32(3 * rng.standard_normal(shape)) for shape in shapes]
 
 
@@ -31,10 +35,11 @@ def test_attention_by_definition(monkeypatch, cached_logits):
     """However many heads go at a time on a CPU: one, a few with some left over, all."""
     monkeypatch.setattr(attention, "CACHED_LOGITS", cached_logits)
     q, k, v = qkv(np.random.default_rng(0))
-    out = jax.jit(attend)(q, [k], [v])
+    flat = [rearrange(x, "b n h c -> b n (h c)") for x in (q, k, v)]
+    out = jax.jit(lambda q, k, v: attend(q, [k], [v], heads=HEADS))(*flat)
     for b in range(2):
         expected = numpy_reference.attention(*(np.swapaxes(x[b], 0, 1) for x in (q, k, v)))
-        np.testing.assert_allclose(out[b].reshape(7, -1), expected, atol=1e-5)
+        np.testing.assert_allclose(out[b], expected, atol=1e-5)
 
 
 WAYS = {"on CPUs": attention._attend_in_cache, "elsewhere": attention._attend_at_once}
