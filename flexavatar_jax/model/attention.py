@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model import attention_tpu
-from kernels import rasterizer
+from kernels import backends
 
 MLP_RATIO = 4
 
@@ -95,7 +95,7 @@ def attend(
       norms: what queries and keys go through first.
       causal: token i sees tokens 0 to i of the first set.
     """
-    platform = rasterizer.platform()
+    platform = backends.platform()
     if platform == "tpu" and not causal:
         norm = norms and attention_tpu.Norm(
             norms.queries.scale[...], tuple(n.scale[...] for n in norms.keys)

@@ -12,19 +12,19 @@ from jax.sharding import AxisType
 
 from flexavatar_jax.model import attention, attention_tpu
 from flexavatar_jax.model.attention import HeadNorms, JointBlock, attend
-from kernels import rasterizer
+from kernels import backends
 
 
 @pytest.fixture
 def on_tpu(monkeypatch):
     """What is chosen for TPUs, run on the CPU."""
     monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
-    with rasterizer.compiling_for("tpu"):
+    with backends.compiling_for("tpu"):
         yield
 
 
 def on_gpu(function, *args):
-    with rasterizer.compiling_for("gpu"):
+    with backends.compiling_for("gpu"):
         return function(*args)
 
 
@@ -119,7 +119,7 @@ def test_kernels_say_at_least_what_the_compiler_counts_for_plain_attention():
         return call(*args, cost_estimate=cost_estimate, name=name, **kwargs)
 
     call = pl.pallas_call
-    with pytest.MonkeyPatch.context() as patch, rasterizer.compiling_for("tpu"):
+    with pytest.MonkeyPatch.context() as patch, backends.compiling_for("tpu"):
         patch.setattr(attention_tpu.pl, "pallas_call", functools.partial(listen, interpret=True))
         jax.eval_shape(with_gradients(4, None), q, k, v, None)
 
