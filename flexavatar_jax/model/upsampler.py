@@ -17,6 +17,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kernels import backends
+
 CLAMP = 256.0
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -55,10 +57,29 @@ class StyleConv(nnx.Module):
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+NONE: Padding = ((0, 0), (0, 0))
 
 
-def _convolution(x: Array, kernel: Array, padding: Padding) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+def _factors(*arrays: Array) -> tuple[Array, ...]:
+    """What convolutions multiply: on TPUs bfloat16, to which they would round float32 themselves.
+
+    That halves what is read from memory, and what is kept for the backward pass.
+    """
+    rounded = jax.config.jax_default_matmul_precision in (None, "default", "fastest", "bfloat16")
+    if backends.platform() == "tpu" and rounded:
+        return tuple(x.astype(jnp.bfloat16) for x in arrays)
+    return arrays
+
+
+def _convolution(x: Array, kernel: Array, padding: Padding) -> Float[Array, "B H W o"]:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        padding,
+        dimension_numbers=_DIMENSIONS,
+        preferred_element_type=jnp.float32,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -66,28 +87,24 @@ def convolve(
     x: Float[Array, "B h w i"], kernel: Float[Array, "k l i o"], padding: Padding
 ) -> Float[Array, "B H W o"]:
     """An ordinary convolution (cross-correlation) with zeros before and after rows and columns."""
-    return _convolution(x, kernel, padding)
+    return _convolution(*_factors(x, kernel), padding)
 
 
 def _convolve_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
-    return convolve(x, kernel, padding), (x, kernel)
+    x, kernel = _factors(x, kernel)
+    return _convolution(x, kernel, padding), (x, kernel)
 
 
 def _convolve_backward(padding: Padding, residuals: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
+    (dy,) = _factors(dy)
     around = tuple(
         (size - 1 - before, size - 1 - after)
         for size, (before, after) in zip(kernel.shape[:2], padding, strict=True)
     )
-    dx = convolve(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"), around)
-    sizes = {"padding": padding, "size": kernel.shape[:2]}
-    dkernel = jax.lax.platform_dependent(
-        x,
-        dy,
-        cpu=functools.partial(_kernel_gradient_by_taps, **sizes),
-        default=functools.partial(_kernel_gradient, **sizes),
-    )
-    return dx, dkernel
+    dx = _convolution(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"), around)
+    way = _kernel_gradient_by_taps if backends.platform() == "cpu" else _kernel_gradient
+    return dx, way(x, dy, padding=padding, size=kernel.shape[:2])
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -96,9 +113,16 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 def _kernel_gradient(
     x: Float[Array, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
 ) -> Float[Array, "k l i o"]:
-    """As JAX derives it: a convolution whose window is the map, which accelerators are good at."""
-    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _convolution(x, kernel, padding), kernel)(dy)[0]
+    """A convolution over the batch whose window is the map, which accelerators are good at."""
+    del size  # what is left of the map by a window of its own size
+    return jax.lax.conv_general_dilated(
+        x,
+        dy,
+        (1, 1),
+        padding,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _kernel_gradient_by_taps(
@@ -189,7 +213,7 @@ class UpsamplerBlock(nnx.Module):
     ) -> tuple[Float[Array, "B 2h 2w o"], Float[Array, "B 2h 2w s/4"]]:
         x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
         x = activate(convolve(x, self.conv.kernel(), ((1, 1), (1, 1))), self.conv.bias[...])
-        addition = x @ self.to_skip.kernel()[0, 0] + self.to_skip.bias[...]
+        addition = convolve(x, self.to_skip.kernel(), NONE) + self.to_skip.bias[...]
         return x, pixel_shuffle(skip) + jnp.clip(addition, -CLAMP, CLAMP)
 
 

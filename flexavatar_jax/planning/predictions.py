@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.frozen.networks import frozen_shapes
-from flexavatar_jax.model.attention_tpu import VECTOR_OPS
+from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.runs.templates import load_template
+from flexavatar_jax.training import ssim_tpu
 from flexavatar_jax.training.flops import StepFlops, step_flops
 from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicated
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
@@ -28,6 +29,11 @@ from kernels.bench import scenes, tpu_costs
 from kernels.hardware import CHIPS
 
 NAMES = "v4:2x2x1, v4:4x4x4, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, v6e:16x16"
+
+
+VECTOR_OPS = {**attention_tpu.VECTOR_OPS, **ssim_tpu.VECTOR_OPS}
+"""Vector operations of each Pallas kernel, for one of what its cost estimate has as
+transcendentals."""
 
 
 class Memory(NamedTuple):

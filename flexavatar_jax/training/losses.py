@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.training import ssim_tpu
+from kernels import backends
 
 PERCEPTUAL_SIZE = 512
 DINO_MARGIN = 4
@@ -104,14 +106,21 @@ def psnr(prediction: Images, target: Images) -> Float[Array, "*b"]:
     return -10 * jnp.log10(jnp.mean((prediction - target) ** 2, axis=(-3, -2, -1)))
 
 
-@jax.checkpoint
 def ssim(prediction: Images, target: Images) -> Float[Array, "*b"]:
     """Structural similarity of each image (Wang et al., 2004), 1 for equal ones.
 
     An 11x11 Gaussian window of sigma 1.5, each channel on its own, images padded with zeros to keep
-    their size: the variant that the Gaussian splatting literature trains with. Its maps are
-    recomputed in the backward pass rather than kept, as they take many times the images' memory.
+    their size: the variant that the Gaussian splatting literature trains with.
     """
+    if backends.platform() != "tpu":
+        return _ssim_by_maps(prediction, target)
+    flat = (x.reshape(-1, *x.shape[-3:]) for x in (prediction, target))
+    return _ssim_by_kernel(*flat).reshape(prediction.shape[:-3])
+
+
+@jax.checkpoint
+def _ssim_by_maps(prediction: Images, target: Images) -> Float[Array, "*b"]:
+    """Maps are recomputed in the backward pass: they take many times the images' memory."""
     moments = jnp.concatenate(
         [prediction, target, prediction**2, target**2, prediction * target], axis=-1
     )
@@ -121,6 +130,40 @@ def ssim(prediction: Images, target: Images) -> Float[Array, "*b"]:
         (mu_x**2 + mu_y**2 + SSIM_C1) * (var_x + var_y + SSIM_C2)
     )
     return jnp.mean(similarity, axis=(-3, -2, -1))
+
+
+@jax.custom_vjp
+def _ssim_by_kernel(
+    prediction: Float[Array, "n h w 3"], target: Float[Array, "n h w 3"]
+) -> Float[Array, "n"]:
+    return _ssim_and_gradient(prediction, target)[0]
+
+
+def _ssim_forward(prediction: Array, target: Array) -> tuple[Array, tuple]:
+    value, gradient = _ssim_and_gradient(prediction, target)
+    return value, (prediction, target, gradient)
+
+
+def _ssim_backward(saved: tuple, cotangent: Array) -> tuple[Array, Array]:
+    prediction, target, gradient = saved
+    scale = cotangent[:, None, None, None]
+    # Images may change places. Nobody asks for the target's gradient in training: it falls away.
+    return scale * gradient, scale * _ssim_and_gradient(target, prediction)[1]
+
+
+_ssim_by_kernel.defvjp(_ssim_forward, _ssim_backward)
+
+
+def _ssim_and_gradient(prediction: Array, target: Array) -> tuple[Array, Array]:
+    taps = tuple(_taps().tolist())
+    return ssim_tpu.ssim_and_gradient(prediction, target, taps=taps, c1=SSIM_C1, c2=SSIM_C2)
+
+
+def _taps() -> Float[np.ndarray, "t"]:
+    """SSIM's window along one axis."""
+    reach = SSIM_WINDOW // 2
+    taps = np.exp(-((np.arange(SSIM_WINDOW) - reach) ** 2) / (2 * SSIM_SIGMA**2))
+    return taps / taps.sum()
 
 
 def _gaussian_blur(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
@@ -141,10 +184,9 @@ def _blur_rows(x: Float[Array, "*b h w c"], block: int = 64) -> Float[Array, "*b
     padding = [(0, 0)] * (x.ndim - 3) + [(reach, reach + blocks * block - height), (0, 0), (0, 0)]
     x = jnp.pad(x, padding)
     windows = [x[..., i * block : (i + 1) * block + 2 * reach, :, :] for i in range(blocks)]
-    taps = np.exp(-((np.arange(SSIM_WINDOW) - reach) ** 2) / (2 * SSIM_SIGMA**2))
     band = np.zeros((block, block + 2 * reach), np.float32)
     for i in range(block):
-        band[i, i : i + SSIM_WINDOW] = taps / taps.sum()
+        band[i, i : i + SSIM_WINDOW] = _taps()
     # Variances are small differences of these sums: less than full precision shows.
     blurred = jnp.einsum(
         "oi,...nihc->...nohc",

@@ -1,9 +1,13 @@
-"""A tiny experiment: what the demo does, in seconds."""
+"""A tiny experiment: what the demo does, in seconds. And TPUs, as far as they can be had here."""
+
+import functools
 
 import pytest
+from jax.experimental import pallas as pl
 from ml_collections import ConfigDict
 
 from configs import demo
+from kernels import backends
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +106,11 @@ def animator(loaded):
     from flexavatar_jax.avatars.animator import Animator
 
     return Animator(loaded)
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """What is chosen for TPUs, its Pallas kernels interpreted on the CPU."""
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+    with backends.compiling_for("tpu"):
+        yield

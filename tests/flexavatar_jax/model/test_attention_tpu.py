@@ -15,14 +15,6 @@ from flexavatar_jax.model.attention import HeadNorms, JointBlock, attend
 from kernels import backends
 
 
-@pytest.fixture
-def on_tpu(monkeypatch):
-    """What is chosen for TPUs, run on the CPU."""
-    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
-    with backends.compiling_for("tpu"):
-        yield
-
-
 def on_gpu(function, *args):
     with backends.compiling_for("gpu"):
         return function(*args)

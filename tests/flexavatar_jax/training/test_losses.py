@@ -8,7 +8,9 @@ import pytest
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.published.parity_rule import rule_weights
-from flexavatar_jax.training.losses import _image_by_image, l1, psnr, ssim, training_loss
+from flexavatar_jax.training import ssim_tpu
+from flexavatar_jax.training.losses import _image_by_image, _taps, l1, psnr, ssim, training_loss
+from kernels import backends
 
 CONFIG = {"l1": 0.8, "mse": 0.0, "ssim": 0.2, "dino": 0.0, "sam": 0.0}
 
@@ -50,6 +52,37 @@ def test_ssim_is_its_definition_at_any_image_size(size):
     a, b = images(0, 2, *size), images(1, 2, *size)
     expected = [reference_ssim(a[i], b[i]) for i in range(2)]
     np.testing.assert_allclose(ssim(a, b), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 40, 123), (2, 24, 24)])
+def test_ssims_kernel_for_tpus_is_ssim_in_value_and_gradients(on_tpu, quick_compilation, shape):
+    """Several strips of rows, a border near a register's end, and flat parts, which divide by C2."""
+    a, b = images(0, *shape), images(1, *shape)
+    a[..., :9, :9, :] = b[..., :9, :9, :] = 0.5
+    grad = jax.value_and_grad(lambda a, b: jnp.sum(ssim(a, b) ** 2), argnums=(0, 1))
+    found = grad(a, b)
+    with backends.compiling_for("cpu"):
+        expected = grad(a, b)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(x - y) < 1e-4 * np.linalg.norm(y)
+
+
+def test_ssims_kernel_counts_more_than_the_compiler_counts_for_its_value_alone():
+    """The window as sums of shifted copies, as the kernel has it, without any gradient."""
+
+    def blur(x):
+        for axis in (1, 2):
+            x = sum(tap * jnp.roll(x, k, axis) for k, tap in enumerate(_taps()))
+        return x
+
+    def value(x, y):
+        mx, my, xx, yy, xy = map(blur, (x, y, x * x, y * y, x * y))
+        a = (2 * mx * my + 1e-4) * (2 * (xy - mx * my) + 9e-4)
+        return a / ((mx * mx + my * my + 1e-4) * (xx - mx * mx + yy - my * my + 9e-4))
+
+    plane = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
+    counted = jax.jit(value).lower(plane, plane).cost_analysis()["flops"] / (64 * 128)
+    assert counted < ssim_tpu.VECTOR_OPS["ssim"] < 3 * counted
 
 
 def test_equal_images_cost_nothing():
