@@ -7,10 +7,13 @@ a checkpoint under a temporary name and renames it when it is whole, with the di
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +47,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int = 3, owned: bool = True):
+        hush_failed_writes()
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
         # Not Orbax's read_only, which warns the user of each of its own defaults.
         options = ocp.CheckpointManagerOptions(
@@ -181,10 +185,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Of many kinds, by what Orbax and TensorStore were doing.
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"a checkpoint cannot be written to {self.directory} ({reason}); mend that, and "
-                "the same command goes on from the last whole checkpoint",
+                f"a checkpoint cannot be written to {self.directory} ({_reason(error)}); mend "
+                "that, and the same command goes on from the last whole checkpoint",
                 status=TRY_AGAIN,
             ) from error
 
@@ -196,10 +199,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises many kinds for a damaged folder.
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the checkpoint {path} cannot be restored: it is incomplete or of another model "
-                f"({type(error).__name__}: {reason}); move it away to go on from the one before"
+                f"({type(error).__name__}: {_reason(error)}); move it away to go on from the one "
+                "before"
             ) from error
 
 
@@ -268,18 +271,30 @@ def _steps(directory: epath.Path) -> list[int]:
     return ocp.utils.checkpoint_steps(directory) if directory.exists() else []
 
 
+def _reason(error: BaseException) -> str:
+    """What Orbax or TensorStore found wrong, without the latter's settings and whatever follows."""
+    while error.__cause__:
+        error = error.__cause__
+    text = re.split(r"\[tensorstore_spec|See full TensorStore details|<bound method", str(error))[0]
+    return " ".join(text.split())[:300]
+
+
+@functools.cache
 def hush_failed_writes() -> None:
-    """Keeps what Orbax's and TensorStore's threads say of a failed write off this process's stderr.
+    """Keeps what Orbax's and TensorStore's threads say of a failure off this process's stderr.
 
     That is hundreds of lines for one full disk, among which the sentence of `Checkpoints` is lost.
     """
-    hook = sys.unraisablehook  # of callbacks from TensorStore's threads, to a loop that has ended
+    hook = sys.unraisablehook
 
-    def leave_out_ended_loops(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def leave_out_orbax(unraisable: sys.UnraisableHookArgs) -> None:
+        # Callbacks from TensorStore's threads to a loop that has ended, and reads given up.
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        ended = str(unraisable.exc_value) == "Event loop is closed"
+        if not ended and not any("orbax" in frame.filename for frame in frames):
             hook(unraisable)
 
-    sys.unraisablehook = leave_out_ended_loops
+    sys.unraisablehook = leave_out_orbax
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
