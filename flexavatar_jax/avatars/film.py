@@ -113,8 +113,8 @@ def _write_video(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarra
     command += ["-s", f"{width + pad[1]}x{height + pad[0]}", "-i", "-", "-an", "-c:v", kind.codec]
     command += ["-pix_fmt", kind.pixels if channels == 4 else kind.pixels.replace("yuva", "yuv")]
     command += [*kind.options, os.path.abspath(unfinished)]
-    # Not by imageio-ffmpeg's writer, which doesn't tell of an ffmpeg that fails in the end. In a group
-    # of its own it is not interrupted together with this process, which ends it in its own time.
+    # Not by imageio-ffmpeg, whose writer tells nothing of an ffmpeg that fails in the end. A group
+    # of its own, so that Ctrl-C is for this process, which ends it.
     with (
         tempfile.TemporaryFile() as told,
         subprocess.Popen(command, stdin=subprocess.PIPE, stderr=told, process_group=0) as ffmpeg,

@@ -108,6 +108,23 @@ class MetricLog:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, oldest first; empty if it has none."""
+    """The lines of a run's metrics.jsonl, oldest first; empty if it has none.
+
+    Raises:
+      UserError: a line that is none of ours.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse(line: bytes, name: str) -> dict[str, float]:
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        numbers = isinstance(values, dict) and {type(x) for x in values.values()} <= {int, float}
+        if numbers and isinstance(values.get("step"), int):
+            return values
+    raise UserError(
+        f"{name}: {line[:40]!r} is not the metrics of a step as a JSON object; mend it, or move "
+        "the file away (the run goes on without what it recorded so far)"
+    )
