@@ -281,7 +281,7 @@ def _reason(error: BaseException) -> str:
 
 @functools.cache
 def hush_failed_writes() -> None:
-    """Keeps what Orbax's and TensorStore's threads say of a failure off this process's stderr.
+    """Keeps what Orbax logs, and its and TensorStore's threads say of a failure, off the screen.
 
     That is hundreds of lines for one full disk, among which the sentence of `Checkpoints` is lost.
     """
@@ -296,9 +296,7 @@ def hush_failed_writes() -> None:
 
     sys.unraisablehook = leave_out_orbax
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
-    )
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 

@@ -157,6 +157,16 @@ def test_what_orbax_finds_in_a_folder_without_digests_is_one_sentence(run, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_orbaxs_own_log_stays_off_the_screen(run, told):
+    Checkpoints(run, owned=False).close()
+    told.clear()
+    logger = absl_logging.get_absl_logger()
+    for path in (ocp.__file__, digests.__file__):
+        arguments = ("Waiting took 1.0 seconds.", (), None)
+        logger.handle(logger.makeRecord("absl", logging.WARNING, path, 1, *arguments))
+    assert [record.pathname for record in told.records] == [digests.__file__]
+
+
 def test_plain_orbax_reads_the_checkpoint(run):
     with ocp.CheckpointManager(run / "checkpoints") as manager:
         assert manager.all_steps() == [2, 4]
