@@ -145,6 +145,11 @@ class Plan:
             lines.append(f"WARNING: {self.workers} workers a host have only {m.cores} cores")
         if self.workers_memory > m.memory / 2:
             lines.append("WARNING: workers take more than half of a host's memory")
+        if not f.remote:
+            lines.append(
+                f"these figures are of a disk: requests to a bucket are taken for "
+                f"{1e3 * REQUEST_SECONDS:.0f} ms and no work; measure them there"
+            )
         if step_time:
             needed = self.images / step_time
             lines.append(
