@@ -160,6 +160,8 @@ def read_index(folder: epath.Path, version: str, *, check: bool = True) -> Index
         if os.path.getsize(local) != expected["bytes"] or (
             check and _checksum(local) != expected["crc32"]
         ):
+            if is_remote(path):
+                os.unlink(local)  # so that it is copied anew the next time
             raise UserError(f"{path} is not what was written")
         # As a plain view: memmap's own indexing is slow.
         arrays[field.name] = np.load(local, mmap_mode="r", allow_pickle=False).view(np.ndarray)
