@@ -15,7 +15,7 @@ from experiment_file import write_experiment
 
 from configs import flex1
 from flexavatar_jax.runs.checkpoints import Checkpoints
-from flexavatar_jax.train import PREEMPTED
+from flexavatar_jax.stopping import PREEMPTED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

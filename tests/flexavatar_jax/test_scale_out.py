@@ -20,7 +20,7 @@ from flax import nnx
 from flexavatar_jax.planning.hlo import Collective
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import load_model
-from flexavatar_jax.train import PREEMPTED
+from flexavatar_jax.stopping import PREEMPTED
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
