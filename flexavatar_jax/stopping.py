@@ -11,6 +11,7 @@ This module imports little: the command listens before it imports the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -206,10 +207,11 @@ def leave(status: int, said: str = "") -> NoReturn:
     """
 
     def tell() -> None:
-        if said:
-            print(said, flush=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            if said:
+                print(said)
+            sys.stdout.flush()
+            sys.stderr.flush()
 
     import multiprocessing
 

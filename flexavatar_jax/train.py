@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flexavatar_jax.stopping import PREEMPTED, StopRequest, leave
 
@@ -209,7 +209,7 @@ def connect(stop: StopRequest) -> None:
     # It would take SIGTERM from us, and tell the others only between two steps.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(initialization_timeout=CONNECT_SECONDS)
+        jax.distributed.initialize(initialization_timeout=CONNECT_SECONDS, **place_in_open_mpi())
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -219,6 +219,27 @@ def connect(stop: StopRequest) -> None:
         ) from error
     if jax.process_count() > 1:
         stop.join_job(distributed.global_state.client, jax.process_index(), jax.process_count())
+
+
+def place_in_open_mpi() -> dict[str, Any]:
+    """This process's place in an Open MPI job: version 5 no longer tells JAX what it looks for.
+
+    Raises:
+      UserError: nobody said where the first process is.
+    """
+    environment = os.environ
+    if "OMPI_COMM_WORLD_RANK" not in environment or "OMPI_MCA_orte_hnp_uri" in environment:
+        return {}
+    if "JAX_COORDINATOR_ADDRESS" not in environment:
+        raise UserError(
+            "Open MPI 5 doesn't say where a job's first process is; start the job with "
+            "launch/openmpi.sh, or set JAX_COORDINATOR_ADDRESS to HOST:PORT of that process"
+        )
+    return dict(
+        num_processes=int(environment["OMPI_COMM_WORLD_SIZE"]),
+        process_id=int(environment["OMPI_COMM_WORLD_RANK"]),
+        local_device_ids=[int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])],
+    )
 
 
 def main() -> NoReturn:
