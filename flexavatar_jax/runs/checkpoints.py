@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from flexavatar_jax.runs import digests
@@ -41,7 +43,8 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many checkpoints stay; older ones are removed as new ones are saved.
+      keep: how many checkpoints stay; older ones are removed as new ones are saved, but for the
+        one that is best on held-out people.
       owned: whether what an earlier process left half-saved is removed. Readers don't own a run's
         folder: its trainer may be saving right now.
     """
@@ -50,8 +53,12 @@ class Checkpoints:
         hush_failed_writes()
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
         # Not Orbax's read_only, which warns the user of each of its own defaults.
+        best = policies.BestN(
+            get_metric_fn=_held_out_psnr, n=1, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            best_fn=_held_out_psnr,
             cleanup_tmp_directories=owned,
             create=owned,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
@@ -70,8 +77,9 @@ class Checkpoints:
         opt_state: Any = None,
         data: Any = None,
         progress: dict[str, Any] | None = None,
+        held_out: dict[str, float] | None = None,
     ) -> None:
-        """Starts saving the state after `step` steps.
+        """Starts saving the state after `step` steps; `held_out` says how good it is.
 
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
@@ -88,7 +96,8 @@ class Checkpoints:
         self.wait()
         with self._writing():
             self._saving = step
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            composite = ocp.args.Composite(**items)
+            self._manager.save(step, args=composite, metrics=held_out or {}, force=True)
 
     def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
         """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
@@ -298,6 +307,12 @@ def hush_failed_writes() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _held_out_psnr(metrics: dict[str, float]) -> float:
+    """How good a checkpoint is; of those that nobody evaluated the newest counts as the best."""
+    psnr = metrics.get("eval_psnr", -math.inf)
+    return psnr if math.isfinite(psnr) else -math.inf
 
 
 def _pure(tree: Any) -> list[Any]:
