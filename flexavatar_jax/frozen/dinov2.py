@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ SMALL = Architecture(
 )
 PERCEPTUAL_LAYERS = (5, 8, 11)
 
-Params = dict[str, Array | dict[str, Array]]
+Params = dict[str, Any]
 
 
 def load(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,13 +165,13 @@ def _feature_l1(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Scalar:
     return l1(a.astype(jnp.float32), b.astype(jnp.float32))
 
 
-Distance = Callable[[dict, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
+Distance = Callable[[Any, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _image_by_image(
     distance: Distance,
-    params: dict,
+    params: Any,
     prediction: Float[Array, "n h w 3"],
     target: Float[Array, "n h w 3"],
 ) -> Scalar:
@@ -184,7 +185,7 @@ def _image_by_image(
 
 
 def _value_and_image(
-    distance: Distance, params: dict, prediction: Array, target: Array
+    distance: Distance, params: Any, prediction: Array, target: Array
 ) -> tuple[Scalar, Array]:
     pairs = (prediction[:, None], target[:, None])
     step = jax.value_and_grad(distance, argnums=1)
