@@ -62,7 +62,7 @@ def check_film(path: Path, *, transparent: bool = False) -> None:
 
 
 def write_film(
-    path: Path,
+    path: str | Path,
     frames: Iterable[Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]],
     fps: float,
 ) -> None:

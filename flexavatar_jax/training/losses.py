@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen import dinov2, hiera
@@ -32,13 +33,13 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-Images = Float[Array, "*b h w 3"]
+Images = Float[ArrayLike, "*b h w 3"]
 Scalar = Float[Array, ""]
 
 
 def training_loss(
-    prediction: Float[Array, "n h w 3"],
-    target: Float[Array, "n h w 3"],
+    prediction: Float[ArrayLike, "n h w 3"],
+    target: Float[ArrayLike, "n h w 3"],
     config: Mapping[str, float],
     frozen: FrozenNetworks | None = None,
     *,
@@ -65,7 +66,7 @@ def training_loss(
     return total, parts
 
 
-def l1(prediction: Float[Array, "*s"], target: Float[Array, "*s"]) -> Scalar:
+def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Scalar:
     """Mean absolute difference over all elements."""
     return jnp.mean(jnp.abs(prediction - target))
 
@@ -185,7 +186,7 @@ def _image_by_image(
 
 
 def _value_and_image(
-    distance: Distance, params: Any, prediction: Array, target: Array
+    distance: Distance, params: Any, prediction: Array, target: ArrayLike
 ) -> tuple[Scalar, Array]:
     pairs = (prediction[:, None], target[:, None])
     step = jax.value_and_grad(distance, argnums=1)
