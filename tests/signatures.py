@@ -10,7 +10,11 @@ check = beartype(
     conf=BeartypeConf(
         is_pep484_tower=True,
         hint_overrides=BeartypeHintOverrides(
-            {int: int | np.integer, epath.Path: epath.Path | pathlib.Path}
+            {
+                int: int | np.integer,
+                epath.Path: epath.Path | pathlib.Path,
+                pathlib.Path: pathlib.Path | epath.Path,
+            }
         ),
     )
 )
