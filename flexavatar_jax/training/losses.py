@@ -21,6 +21,7 @@ import numpy as np
 from einops import rearrange
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
@@ -40,7 +41,7 @@ Scalar = Float[Array, ""]
 def training_loss(
     prediction: Float[ArrayLike, "n h w 3"],
     target: Float[ArrayLike, "n h w 3"],
-    config: Mapping[str, float],
+    config: Mapping[str, float] | ConfigDict,
     frozen: FrozenNetworks | None = None,
     *,
     perceptual: bool = False,

@@ -12,6 +12,7 @@ from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
 from data_pipelines.shards import open_at_size
+from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.matrix import spread_text, table
@@ -36,8 +37,11 @@ def people():
     return [Person(frames[0].person, frames[0], frames[1:]) for frames in clips]
 
 
-class Known:
+class Known(Animator):
     """In place of an animator: a `code` is what an avatar shows of (expression, cam2head)."""
+
+    def __init__(self):
+        pass
 
     def render(self, code, expressions, cam2head, K, **_):
         return np.stack([code(*inputs) for inputs in zip(expressions, cam2head, strict=True)])
