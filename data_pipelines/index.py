@@ -63,7 +63,7 @@ class Index:
     shard_start: np.ndarray
     shard_bytes: np.ndarray
     record_end: np.ndarray
-    image_size: np.ndarray
+    image_size: np.ndarray | np.integer
 
     @property
     def num_frames(self) -> int:

@@ -11,11 +11,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -63,19 +63,15 @@ def check_film(path: Path, *, transparent: bool = False) -> None:
     make_writable(path.parent)
 
 
-def write_film(
-    path: Path,
-    frames: Iterable[Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]],
-    fps: float,
-) -> None:
+def write_film(path: str | Path, frames: Iterable[Any], fps: float) -> None:
     """Writes `frames` as they come, one at a time in memory; all of one size.
 
     The format goes by `path`'s ending (`FORMATS`). The film is written under a temporary name and
     renamed when it is whole.
 
     Args:
-      frames: RGB, or RGBA (not multiplied by alpha) for formats with transparency; uint8, or floats
-        in [0, 1].
+      frames: [H, W, C] arrays: RGB, or RGBA (not multiplied by alpha) for formats with
+        transparency; uint8, or floats in [0, 1].
 
     Raises:
       UserError: there is no frame, or it cannot be written.

@@ -176,7 +176,7 @@ def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_may_change_is_taken_down_and_a_checkpoint_without_its_optimizer_is_refused(
+def test_what_may_change_is_written_down_and_a_checkpoint_without_its_optimizer_is_refused(
     tiny_config, tmp_path
 ):
     """It is no import: to start over from it would end with the good ones removed."""
