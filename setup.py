@@ -76,6 +76,7 @@ setup(
         include=["flexavatar_jax*", "configs*", "data_pipelines*", "kernels*"]
     ),
     package_data={
+        "data_pipelines": ["figures.json"],
         "flexavatar_jax": ["avatars/export/page/*"],
         "kernels": ["cuda/*.cc", "cuda/*.cu", "cuda/*.h"],
     },

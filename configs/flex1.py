@@ -120,6 +120,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             dataset="vfhq_test",
+            every=0,  # steps between evaluations while training; 0: none
             people=50,
             images_per_person=50,
             constant_images=500,  # training images a sector's mean is taken of

@@ -125,6 +125,9 @@ def _ask(files: Any, method: str, seconds: float, name: str, **options: Any) -> 
     return fsspec.asyn.sync(files.loop, in_time)
 
 
+# botocore keeps 10 connections, fewer than a worker asks for at a time (`examples.REQUESTS`).
+_OPTIONS = {"s3": {"config_kwargs": {"max_pool_connections": 64}}}
+
 _file_systems: dict[tuple[int, str], Any] = {}
 
 
@@ -135,7 +138,7 @@ def _file_system(path: epath.PathLike) -> tuple[Any, str]:
     if key not in _file_systems:
         # fsspec's own cache is by thread in older releases: each would connect anew.
         try:
-            _file_systems[key] = fsspec.filesystem(protocol)
+            _file_systems[key] = fsspec.filesystem(protocol, **_OPTIONS.get(protocol, {}))
         except (ImportError, ValueError) as error:  # ValueError: an unknown protocol
             raise BucketError(f"{os.fspath(path)} cannot be read ({_one_line(error)})") from None
     return _file_systems[key], _file_systems[key]._strip_protocol(os.fspath(path))

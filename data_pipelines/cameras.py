@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 """Turns camera axes from OpenGL (y up, z backward) to OpenCV (y down, z forward), and back."""
@@ -50,7 +52,9 @@ def invert_rigid(T: Float[np.ndarray, "*b 4 4"]) -> Float[np.ndarray, "*b 4 4"]:
     return rigid(R, -np.einsum("...ij,...j->...i", R, T[..., :3, 3]))
 
 
-def axis_angle(axis: Float[np.ndarray, "3"], angle: float) -> Float[np.ndarray, "3 3"]:
+def axis_angle(
+    axis: Sequence[float] | Num[np.ndarray, "3"], angle: float
+) -> Float[np.ndarray, "3 3"]:
     """Rotation by `angle` radians about `axis`, right-handed (Rodrigues' formula)."""
     x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
     S = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

@@ -22,7 +22,7 @@ from data_pipelines.sampling import shuffled, stream_seed, target_candidates
 from data_pipelines.shards import PreparedSet, RecordError, open_at_size
 
 _ENDLESS = sys.maxsize
-_REQUESTS = 32  # to a bucket at a time, by each worker
+REQUESTS = 32  # to a bucket at a time, by each worker
 _ATTEMPTS = 20  # inputs tried for one example before its bad records end the run
 
 
@@ -85,7 +85,7 @@ class Batches:
         places = range(start, start + self.count)
         if any(is_remote(prepared.folder) for prepared in self.sets):
             # Requests wait for the network: many at a time, or a batch would take seconds.
-            with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+            with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
                 collections.deque(pool.map(self._fill, places, examples), maxlen=0)
         else:
             collections.deque(map(self._fill, places, examples), maxlen=0)

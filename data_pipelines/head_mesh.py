@@ -20,6 +20,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 
+Numbers = np.ndarray | np.floating
+"""An array of any shape, or the number that NumPy makes of one without axes."""
+
 EYE_HEIGHT, MOUTH_HEIGHT = 0.022, -0.0385
 """y of the lines on which the lids and the lips meet."""
 
@@ -118,7 +121,7 @@ def template_mesh(columns: int = 88, rows: int = 66) -> Mesh:
 
 
 def head_surface(
-    u: Float[np.ndarray, "*n"], v: Float[np.ndarray, "*n"], shape: HeadShape | None = None
+    u: Numbers, v: Numbers, shape: HeadShape | None = None
 ) -> Float[np.ndarray, "*n 3"]:
     """Points of a neutral head without ears at surface coordinates in [0, 1], eyes and lips closed.
 
@@ -149,7 +152,7 @@ def head_surface(
     return np.stack([wide * x, tall * y, z], axis=-1)
 
 
-def azimuth(u: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+def azimuth(u: Numbers) -> Numbers:
     """Angle round the head at coordinate u, radians: 0 at the face, pi/2 at the left ear."""
     phi = 2 * np.pi * (u - 0.5)
     return phi - FRONT_DENSITY * np.sin(phi)
@@ -163,15 +166,15 @@ def ear_swelling(points: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]
     return out * (np.abs(x) > 0.03)[..., None]
 
 
-def smoothstep(start: float | int, end: float | int, x: np.ndarray) -> np.ndarray:
+def smoothstep(start: float, end: float, x: Numbers) -> Numbers:
     """0 up to `start`, 1 from `end` on, a smooth cubic between."""
     t = np.clip((x - start) / (end - start), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _move_features(
-    x: np.ndarray, y: np.ndarray, face: np.ndarray, shape: HeadShape
-) -> tuple[np.ndarray, np.ndarray]:
+    x: Numbers, y: Numbers, face: Numbers, shape: HeadShape
+) -> tuple[Numbers, Numbers]:
     """Slides eyes and mouth over the face, the skin round them coming along."""
     eyes = face * np.exp(-(((np.abs(x) - EYE_OFFSET) / 0.02) ** 2) - ((y - 0.03) / 0.02) ** 2)
     mouth = face * np.exp(-((x / 0.035) ** 2) - ((y - MOUTH_HEIGHT) / 0.016) ** 2)
@@ -180,11 +183,11 @@ def _move_features(
     return x + dx, y + shape.eye_height * eyes + shape.mouth_height * mouth
 
 
-def _relief(x: np.ndarray, y: np.ndarray, shape: HeadShape) -> np.ndarray:
+def _relief(x: Numbers, y: Numbers, shape: HeadShape) -> Numbers:
     """How far the face stands out (+z) of its rings at (x, y): sockets, nose, lips, chin."""
     side = np.abs(x)
 
-    def bump(cx: float, cy: float, sx: float, sy: float) -> np.ndarray:
+    def bump(cx: float, cy: float, sx: float, sy: float) -> Numbers:
         return np.exp(-(((side - cx) / sx) ** 2) - ((y - cy) / sy) ** 2)
 
     sockets = -0.0075 * shape.sockets * bump(EYE_OFFSET - 0.003, 0.024, 0.017, 0.0115)

@@ -63,7 +63,7 @@ class Index:
     shard_start: np.ndarray
     shard_bytes: np.ndarray
     record_end: np.ndarray
-    image_size: np.ndarray
+    image_size: np.ndarray | np.integer
 
     @property
     def num_frames(self) -> int:
@@ -160,6 +160,8 @@ def read_index(folder: epath.Path, version: str, *, check: bool = True) -> Index
         if os.path.getsize(local) != expected["bytes"] or (
             check and _checksum(local) != expected["crc32"]
         ):
+            if is_remote(path):
+                os.unlink(local)  # so that it is copied anew the next time
             raise UserError(f"{path} is not what was written")
         # As a plain view: memmap's own indexing is slow.
         arrays[field.name] = np.load(local, mmap_mode="r", allow_pickle=False).view(np.ndarray)

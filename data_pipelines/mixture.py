@@ -7,13 +7,16 @@ place of an iterator is its step.
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
@@ -70,10 +73,16 @@ class BatchIterator(grain.DatasetIterator):
         self._batches, self._workers, self._max_bad_fraction = batches, workers, max_bad_fraction
         self._step = self._bad = self._read = 0
         self._reader: list[grain.DatasetIterator] = []  # at most one
+        self._first: concurrent.futures.Future[Batch] | None = None
 
     def __next__(self) -> Batch:
         self.start_prefetch()
-        batch = next(self._reader[0])
+        if self._first is not None:
+            first, self._first = self._first, None
+            batch = first.result()
+            del first
+        else:
+            batch = next(self._reader[0])
         if self._workers:
             # Out of shared memory, whose last users must be gone before Python ends.
             batch = Batch(*map(np.array, batch))
@@ -91,6 +100,7 @@ class BatchIterator(grain.DatasetIterator):
         """Starts reading ahead, from the next step on."""
         if not self._reader:
             self._reader = [self._read_from(self._step)]
+            self._first = _read_first(self._reader[0])
             # At the latest when Python ends: workers that outlive it leave shared memory behind.
             self._finalizer = weakref.finalize(self, _close, self._reader)
 
@@ -102,6 +112,7 @@ class BatchIterator(grain.DatasetIterator):
         self._step = int(state["step"])
 
     def close(self) -> None:
+        self._first = None
         if self._reader:
             self._finalizer()
 
@@ -123,6 +134,36 @@ class BatchIterator(grain.DatasetIterator):
 def _close(readers: list[grain.DatasetIterator]) -> None:
     while readers:
         readers.pop().close()
+
+
+def _read_first(reader: grain.DatasetIterator) -> concurrent.futures.Future[Batch]:
+    """Reads the first batch in a thread: only then does Grain start worker processes."""
+    first: concurrent.futures.Future[Batch] = concurrent.futures.Future()
+
+    def read() -> None:
+        try:
+            first.set_result(next(reader))
+        except Exception as error:
+            first.set_exception(error)
+
+    with _signals_kept_from_workers():
+        threading.Thread(target=read, daemon=True).start()
+    return first
+
+
+@contextlib.contextmanager
+def _signals_kept_from_workers() -> Iterator[None]:
+    """Processes started within never see Ctrl-C or SIGTERM, from their first moment on.
+
+    They inherit what this thread lets through, and so do the threads that Grain starts them from.
+    """
+    # Python's own helper process, at its start, would let them through again.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live_as_long_as_the_run(worker: int, count: int) -> None:

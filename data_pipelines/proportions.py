@@ -30,7 +30,7 @@ class Proportions:
     rank: np.ndarray
 
     @classmethod
-    def of(cls, weights: Mapping[str, float]) -> Proportions:
+    def of(cls, weights: Mapping[str, object]) -> Proportions:
         """Proportions of named data sets; raises ValueError for weights that make none."""
         for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)

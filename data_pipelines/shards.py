@@ -129,15 +129,18 @@ class PreparedSet:
 
     def shard(self, shard: int) -> epath.Path:
         """The file of a shard."""
-        if self._old_names:
+        if shard in self._of_old_name:
             return self.folder / old_shard_name(self.name, shard, len(self.index.shard_bytes))
         return self.folder / shard_name(self.name, shard)
 
     def _check_shards(self) -> None:
         expected, found = self.index.shard_bytes, file_sizes(self.folder)
-        self._old_names = shard_name(self.name, 0) not in found and (
-            old_shard_name(self.name, 0, len(expected)) in found
-        )
+        self._of_old_name = {
+            shard
+            for shard in range(len(expected))
+            if shard_name(self.name, shard) not in found
+            and old_shard_name(self.name, shard, len(expected)) in found
+        }
         for shard, size in enumerate(expected.tolist()):
             path = self.shard(shard)
             if path.name not in found:

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a Cloud TPU VM slice:
+# Trains on all hosts of a Cloud TPU VM slice, which a queued resource waits for:
 #
-#   gcloud compute tpus tpu-vm create flex1 --zone=us-west4-a \
-#       --accelerator-type=v5litepod-256 --version=v2-alpha-tpuv5-lite
+#   gcloud compute tpus queued-resources create flex1 --node-id=flex1 --zone=us-west4-a --spot \
+#       --accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite
+#   gcloud compute tpus queued-resources describe flex1 --zone=us-west4-a    # until it is ACTIVE
 #   launch/cloud_tpu.sh flex1 us-west4-a \
 #       --config configs/flex1.py --workdir gs://BUCKET/flex1 --config.batch=256
 #
 # The first call clones the repository in $REPOSITORY on every host and installs the package; where it
 # was cut short, the next one finishes. Images of Ubuntu 22.04 come with Python 3.10: for a newer one,
 # install it on every host and name it in $PYTHON (by default python3). A TPU knows its own hosts.
-# Where the slice was taken away, create it again and give the same command.
+# A slice that was taken away is SUSPENDED, and nothing brings it back: delete it (gcloud compute tpus
+# queued-resources delete flex1 --zone=us-west4-a --force), create it again and give the same command.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

@@ -4,6 +4,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from packaging.version import Version
 
@@ -23,6 +24,14 @@ def shared_dir() -> Path:
         if candidate and (Path(candidate) / "flex1").is_dir():
             return Path(candidate)
     pytest.skip("parity data not found: set FLEXAVATAR_SHARED to the folder with flex1/ and real/")
+
+
+@pytest.fixture
+def any_types():
+    """Signatures aren't checked: the code's own sentence on wrong arguments is what is tested."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,8 @@
 """The paper's ablation at the demo's size: four runs that differ in sources and sinks alone.
 
+    make ablation
+
+Three seeds of each take 74 minutes on two CPU cores; docs/ablation has what they reach.
 Multi-view people are scarce, as in the paper (they are 24 here, for 600 monocular ones), and the
 monocular clips have the leak: head pose in the code tells where the camera stands.
 """

@@ -64,7 +64,7 @@ def mip_levels(texture: Float[np.ndarray, "h w c"]) -> tuple[np.ndarray, ...]:
     return tuple(levels)
 
 
-def _halved(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h/2 w/2 c"]:
+def _halved(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h//2 w//2 c"]:
     """Means of 2x2 pixels."""
     return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from data_pipelines.head_mesh import EYE_OFFSET, MOUTH_WIDTH, azimuth, head_surface
+from data_pipelines.head_mesh import EYE_OFFSET, MOUTH_WIDTH, Numbers, azimuth, head_surface
 from data_pipelines.procedural import atlas
 
 EYE_ROW, MOUTH_ROW = 0.45, 0.64
@@ -19,7 +19,7 @@ EYE_WIDTH = 0.0145
 """Metres, half the width of an eye's opening."""
 
 
-def surface_u(theta: np.ndarray) -> np.ndarray:
+def surface_u(theta: Numbers) -> Numbers:
     """The surface coordinate u at an angle round the head; the inverse of `head_mesh.azimuth`."""
     u = np.linspace(-0.5, 1.5, 4001)
     return np.interp(theta, azimuth(u), u)

@@ -7,6 +7,7 @@ coordinates refer. Colours are what a screen shows; the fourth channel is gloss.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -53,7 +54,7 @@ def _rest(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return u, v, azimuth(u), head_surface(u, v).astype(np.float32)
 
 
-def _mix(canvas: np.ndarray, color: np.ndarray, amount: np.ndarray) -> None:
+def _mix(canvas: np.ndarray, color: Sequence[float] | np.ndarray, amount: np.ndarray) -> None:
     """Paints a colour over the canvas, with the given opacity, in place."""
     amount = np.clip(amount, 0, 1)[..., None]
     canvas += amount * (np.asarray(color, np.float32) - canvas)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
-import warnings
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.errors import TRY_AGAIN, UserError
@@ -61,19 +63,15 @@ def check_film(path: Path, *, transparent: bool = False) -> None:
     make_writable(path.parent)
 
 
-def write_film(
-    path: Path,
-    frames: Iterable[Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]],
-    fps: float,
-) -> None:
+def write_film(path: str | Path, frames: Iterable[Any], fps: float) -> None:
     """Writes `frames` as they come, one at a time in memory; all of one size.
 
     The format goes by `path`'s ending (`FORMATS`). The film is written under a temporary name and
     renamed when it is whole.
 
     Args:
-      frames: RGB, or RGBA (not multiplied by alpha) for formats with transparency; uint8, or floats
-        in [0, 1].
+      frames: [H, W, C] arrays: RGB, or RGBA (not multiplied by alpha) for formats with
+        transparency; uint8, or floats in [0, 1].
 
     Raises:
       UserError: there is no frame, or it cannot be written.
@@ -91,7 +89,7 @@ def write_film(
             path.rmdir()  # empty, or this fails
         os.replace(unfinished, path)
     except OSError as error:
-        reason = error.strerror or _reason(str(error))
+        reason = error.strerror or error
         raise UserError(
             f"{path} cannot be written ({reason}); make room or choose another place",
             status=TRY_AGAIN,
@@ -106,30 +104,34 @@ def _write_video(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarra
     kind = _FORMATS[unfinished.suffix]
     height, width, channels = first.shape
     pad = (height % 2, width % 2) if kind.even else (0, 0)
-    writer = imageio_ffmpeg.write_frames(
-        os.fspath(unfinished),
-        (width + pad[1], height + pad[0]),
-        pix_fmt_in="rgba" if channels == 4 else "rgb24",
-        pix_fmt_out=kind.pixels if channels == 4 else kind.pixels.replace("yuva", "yuv"),
-        fps=fps,
-        codec=kind.codec,
-        quality=None,
-        macro_block_size=1,
-        ffmpeg_log_level="error",
-        output_params=list(kind.options),
-    )
-    with contextlib.closing(writer), warnings.catch_warnings():
-        # JAX warns of every fork, also of one that at once becomes another program.
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        writer.send(None)
-        for frame in itertools.chain([first], others):
-            if frame.shape != first.shape:
-                raise ValueError(f"a frame of {frame.shape} in a film of {first.shape}")
-            # The last row or column is repeated where sides must be even.
-            padded = np.pad(frame, [(0, pad[0]), (0, pad[1]), (0, 0)], "edge")
-            writer.send(np.ascontiguousarray(padded))
-    if not unfinished.is_file() or not unfinished.stat().st_size:
-        raise OSError("ffmpeg wrote nothing: is the disk full?")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo"]
+    command += ["-pix_fmt", "rgba" if channels == 4 else "rgb24", "-r", f"{fps:.6f}"]
+    command += ["-s", f"{width + pad[1]}x{height + pad[0]}", "-i", "-", "-an", "-c:v", kind.codec]
+    command += ["-pix_fmt", kind.pixels if channels == 4 else kind.pixels.replace("yuva", "yuv")]
+    command += [*kind.options, os.path.abspath(unfinished)]
+    # Not by imageio-ffmpeg, whose writer tells nothing of an ffmpeg that fails in the end. A group
+    # of its own, so that Ctrl-C is for this process, which ends it.
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=told, process_group=0) as ffmpeg,
+    ):
+        try:
+            for frame in itertools.chain([first], others):
+                if frame.shape != first.shape:
+                    raise ValueError(f"a frame of {frame.shape} in a film of {first.shape}")
+                # The last row or column is repeated where sides must be even.
+                padded = np.pad(frame, [(0, pad[0]), (0, pad[1]), (0, 0)], "edge")
+                ffmpeg.stdin.write(np.ascontiguousarray(padded))
+            ffmpeg.stdin.close()
+        except BrokenPipeError:  # It ended, and says why.
+            with contextlib.suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
+        except BaseException:
+            ffmpeg.kill()
+            raise
+        if ffmpeg.wait():
+            told.seek(0)
+            raise _fault(told.read().decode(errors="replace"))
 
 
 def _write_pngs(unfinished: Path, first: np.ndarray, others: Iterator[np.ndarray], fps: float):
@@ -145,6 +147,9 @@ def _to_bytes(frame: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     return np.round(np.clip(frame, 0, 1) * 255).astype(np.uint8)
 
 
-def _reason(message: str) -> str:
-    """What ffmpeg had to say, without its command line."""
-    return "No space left on device" if "No space left" in message else "ffmpeg failed"
+def _fault(told: str) -> OSError:
+    """What went wrong, from what ffmpeg printed."""
+    if "No space left" in told:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    lines = [line.partition("] ")[2] or line for line in told.splitlines()]
+    return OSError(errno.EIO, f"ffmpeg: {lines[0]}" if lines else "ffmpeg failed")

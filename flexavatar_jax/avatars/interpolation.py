@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -13,7 +15,7 @@ METHODS = ("slerp", "linear")
 def interpolate(
     a: Float[np.ndarray, "N D"],
     b: Float[np.ndarray, "N D"],
-    weights: Float[np.ndarray, "E"],
+    weights: Sequence[float] | Float[np.ndarray, "E"],
     method: str = "slerp",
 ) -> Float[np.ndarray, "E N D"]:
     """Codes on the way from `a` (weight 0) to `b` (weight 1).

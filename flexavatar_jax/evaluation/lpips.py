@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 
@@ -103,7 +104,7 @@ def load(path: str | os.PathLike, network: str) -> Weights:
 
 
 def lpips(
-    weights: Weights, network: str, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]
+    weights: Weights, network: str, a: Float[ArrayLike, "b h w 3"], b: Float[ArrayLike, "b h w 3"]
 ) -> Float[Array, "b"]:
     """The distance of each pair of images, RGB in [0, 1]; 0 for equal ones.
 

@@ -51,27 +51,9 @@ def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[
     Raises:
       UserError: a damaged set, or one with a single frame of somebody and several of others.
     """
-    index = data.index
-    clips = {}
-    for clip, name in enumerate(index.person):
-        clips.setdefault(str(name), clip)
-    result = []
-    for name, clip in tqdm(list(clips.items())[:people], desc="reading test people", unit="person"):
-        records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
-        first = records[index.timestep[records] == index.timestep[records].min()]
-        source = min(
-            (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
-        )
-        chosen = records[spread(index.camera[records], index.timestep[records], images)]
-        targets = [data.frame(int(i), size) for i in chosen]
-        targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
-        alone = len(records) == 1
-        if not (targets or alone):
-            raise UserError(
-                f"config.eval.images_per_person is {images}, and that is the input of {name}; "
-                "evaluate with 2 or more"
-            )
-        result.append(Person(name, source, [source] if alone else targets, alone))
+    names = list(first_clips(data))[:people]
+    bar = tqdm(names, desc="reading test people", unit="person")
+    result = [read_person(data, name, images, size) for name in bar]
     alone = [person.name for person in result if person.shows_input]
     if 0 < len(alone) < len(result):
         raise UserError(
@@ -80,6 +62,38 @@ def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[
             "their own, or leave them out"
         )
     return result
+
+
+def first_clips(data: PreparedSet) -> dict[str, int]:
+    """Each person of a set, in the set's order, with the number of their first clip."""
+    clips: dict[str, int] = {}
+    for clip, name in enumerate(data.index.person):
+        clips.setdefault(str(name), clip)
+    return clips
+
+
+def read_person(data: PreparedSet, name: str, images: int, size: int) -> Person:
+    """One person: of their first clip the most frontal first frame, and at most `images` others.
+
+    Raises:
+      UserError: a damaged set, or no image left to predict.
+    """
+    index, clip = data.index, first_clips(data)[name]
+    records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
+    first = records[index.timestep[records] == index.timestep[records].min()]
+    source = min(
+        (data.frame(int(i), size) for i in first), key=lambda frame: azimuth(frame.cam2head)
+    )
+    chosen = records[spread(index.camera[records], index.timestep[records], images)]
+    targets = [data.frame(int(i), size) for i in chosen]
+    targets = [t for t in targets if (t.camera, t.timestep) != (source.camera, source.timestep)]
+    alone = len(records) == 1
+    if not (targets or alone):
+        raise UserError(
+            f"config.eval.images_per_person is {images}, and that is the input of {name}; "
+            "evaluate with 2 or more"
+        )
+    return Person(name, source, [source] if alone else targets, alone)
 
 
 def evenly_spaced(count: int, wanted: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ SMALL = Architecture(
 )
 PERCEPTUAL_LAYERS = (5, 8, 11)
 
-Params = dict[str, Array | dict[str, Array]]
+Params = dict[str, Any]
 
 
 def load(
@@ -89,7 +89,7 @@ def encoder_input(image: Float[Array, "b h w 3"]) -> Float[Array, "b 224 224 3"]
 
 def perceptual_features(
     params: Params, image: Float[Array, "b 504 504 3"]
-) -> list[Float[Array, "b 1297 384"]]:
+) -> list[Float[Array, "b 1297 c"]]:
     """Hidden states 5, 8 and 11 of `SMALL` (0 would be the embeddings), class token first."""
     tokens, states = _embed(params, image), []
     for start, stop in pairwise((0, *PERCEPTUAL_LAYERS)):

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model.attention import (
@@ -27,7 +28,7 @@ POINT_FREQUENCIES = 8
 
 
 def plucker_map(
-    cam2head: Float[Array, "B 4 4"], K: Float[Array, "B 3 3"], height: int, width: int
+    cam2head: Float[ArrayLike, "B 4 4"], K: Float[Array, "B 3 3"], height: int, width: int
 ) -> Float[Array, "B h w 6"]:
     """Plücker coordinates [origin x ray, ray] of each pixel's viewing ray in the head frame.
 
@@ -85,7 +86,7 @@ class ImageEncoder(nnx.Module):
 
     def __call__(
         self,
-        image: Float[Array, "B h w 3"],
+        image: Float[ArrayLikeLike, "B h w 3"],
         cam2head: Float[Array, "B 4 4"],
         K: Float[Array, "B 3 3"],
     ) -> Float[Array, "B N D"]:
@@ -164,7 +165,7 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        image: Float[Array, "B h w 3"],
+        image: Float[ArrayLike, "B h w 3"],
         cam2head: Float[Array, "B 4 4"],
         K: Float[Array, "B 3 3"],
         features: Float[Array, "B 16 16 768"] | None = None,

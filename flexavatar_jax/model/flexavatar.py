@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import ml_collections
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from flexavatar_jax.model.decoder import Decoder
@@ -45,7 +46,7 @@ class FlexAvatar(nnx.Module):
 
     def encode(
         self,
-        image: Float[Array, "B h w 3"],
+        image: Float[ArrayLike, "B h w 3"],
         cam2head: Float[Array, "B 4 4"],
         K: Float[Array, "B 3 3"],
         features: Float[Array, "B 16 16 768"] | None = None,

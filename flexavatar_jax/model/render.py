@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model.gaussians import Gaussians
@@ -13,7 +14,7 @@ SH_C0 = 0.28209479
 """Degree-0 spherical harmonic: what turns a colour coefficient into RGB."""
 
 
-def head2cam(cam2head: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
+def head2cam(cam2head: Float[ArrayLike, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
     """Inverse of a rigid camera-to-head transform."""
     R = jnp.swapaxes(cam2head[..., :3, :3], -1, -2)
     t = -jnp.einsum("...ij,...j->...i", R, cam2head[..., :3, 3], precision=lax.Precision.HIGHEST)
@@ -24,7 +25,7 @@ def head2cam(cam2head: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
 
 def render(
     gaussians: Gaussians,
-    cam2head: Float[Array, "*b 4 4"],
+    cam2head: Float[ArrayLike, "*b 4 4"],
     K: Float[Array, "*b 3 3"],
     background: Float[Array, "*b 3"],
     *,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kernels import backends
@@ -41,7 +42,7 @@ class StyleConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels_out))
         self.demodulate = demodulate
 
-    def kernel(self) -> Float[Array, "k k i o"]:
+    def kernel(self) -> Float[ArrayLike, "k k i o"]:
         """The kernel with the style in it."""
         if self.style is None:
             return self.weight[...]
@@ -60,18 +61,18 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 NONE: Padding = ((0, 0), (0, 0))
 
 
-def _factors(*arrays: Array) -> tuple[Array, ...]:
+def _factors(*arrays: ArrayLike) -> tuple[Array, ...]:
     """What convolutions multiply: on TPUs bfloat16, to which they would round float32 themselves.
 
     That halves what is read from memory, and what is kept for the backward pass.
     """
     rounded = jax.config.jax_default_matmul_precision in (None, "default", "fastest", "bfloat16")
     if backends.platform() == "tpu" and rounded:
-        return tuple(x.astype(jnp.bfloat16) for x in arrays)
+        return tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
     return arrays
 
 
-def _convolution(x: Array, kernel: Array, padding: Padding) -> Float[Array, "B H W o"]:
+def _convolution(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> Float[Array, "B H W o"]:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -84,13 +85,13 @@ def _convolution(x: Array, kernel: Array, padding: Padding) -> Float[Array, "B H
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
-    x: Float[Array, "B h w i"], kernel: Float[Array, "k l i o"], padding: Padding
+    x: Float[ArrayLike, "B h w i"], kernel: Float[ArrayLike, "k l i o"], padding: Padding
 ) -> Float[Array, "B H W o"]:
     """An ordinary convolution (cross-correlation) with zeros before and after rows and columns."""
     return _convolution(*_factors(x, kernel), padding)
 
 
-def _convolve_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
+def _convolve_forward(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> tuple[Array, tuple]:
     x, kernel = _factors(x, kernel)
     return _convolution(x, kernel, padding), (x, kernel)
 
@@ -111,7 +112,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(
-    x: Float[Array, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
 ) -> Float[Array, "k l i o"]:
     """A convolution over the batch whose window is the map, which accelerators are good at."""
     del size  # what is left of the map by a window of its own size
@@ -126,7 +127,7 @@ def _kernel_gradient(
 
 
 def _kernel_gradient_by_taps(
-    x: Float[Array, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
 ) -> Float[Array, "k l i o"]:
     """One matrix product a tap: on CPUs XLA takes a hundred times as long for such windows.
 
@@ -145,7 +146,7 @@ def _kernel_gradient_by_taps(
 
 def convolve_up(
     x: Float[Array, "B h w i"], kernel: Float[Array, "3 3 i o"]
-) -> Float[Array, "B 2h 2w o"]:
+) -> Float[Array, "B 2*h 2*w o"]:
     """A transposed convolution of stride 2, then the binomial filter [1, 3, 3, 1] along each axis.
 
     Texel (i, j) adds x[i, j] @ kernel[a, b] to (2i + a, 2j + b) of a (2h+1) x (2w+1) map. The
@@ -171,7 +172,7 @@ def convolve_up(
 
 
 def _binomial(
-    even: Float[Array, "*n+1"], odd: Float[Array, "*n"], axis: int
+    even: Float[Array, "*m"], odd: Float[Array, "*n"], axis: int
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """[1, 3, 3, 1] / 4 along an axis of which texels of even and odd number lie apart.
 
@@ -190,12 +191,12 @@ def _binomial(
     )
 
 
-def activate(x: Float[Array, "B h w c"], bias: Float[Array, "c"]) -> Float[Array, "B h w c"]:
+def activate(x: Float[Array, "*b c"], bias: Float[Array, "c"]) -> Float[Array, "*b c"]:
     """Bias, leaky ReLU with slope 0.2 and gain sqrt(2), clamped to +-256."""
     return jnp.clip(jax.nn.leaky_relu(x + bias, 0.2) * np.sqrt(2, dtype=np.float32), -CLAMP, CLAMP)
 
 
-def pixel_shuffle(x: Float[Array, "B h w c"]) -> Float[Array, "B 2h 2w c/4"]:
+def pixel_shuffle(x: Float[Array, "B h w c"]) -> Float[Array, "B 2*h 2*w c//4"]:
     """Spreads each texel's channels over 2 x 2 texels; a group of four channels makes one."""
     return rearrange(x, "b h w (c dy dx) -> b (h dy) (w dx) c", dy=2, dx=2)
 
@@ -210,7 +211,7 @@ class UpsamplerBlock(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B h w i"], skip: Float[Array, "B h w s"]
-    ) -> tuple[Float[Array, "B 2h 2w o"], Float[Array, "B 2h 2w s/4"]]:
+    ) -> tuple[Float[Array, "B 2*h 2*w o"], Float[Array, "B 2*h 2*w s//4"]]:
         x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
         x = activate(convolve(x, self.conv.kernel(), ((1, 1), (1, 1))), self.conv.bias[...])
         addition = convolve(x, self.to_skip.kernel(), NONE) + self.to_skip.bias[...]

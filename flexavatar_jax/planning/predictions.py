@@ -14,15 +14,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training import ssim_tpu
+from flexavatar_jax.training.compilation import abstract_batch
 from flexavatar_jax.training.flops import StepFlops, step_flops
-from flexavatar_jax.training.sharding import batch_sharding, make_mesh, replicated
+from flexavatar_jax.training.sharding import make_mesh, replicated
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
 from kernels import backends
 from kernels.bench import scenes, tpu_costs
@@ -112,18 +112,6 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
             f"--topology {topology} is not known to libtpu ({reason}); give one like {NAMES}"
         ) from error
     return make_mesh(**config.mesh, devices=devices)
-
-
-def abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
-    """Shapes of a batch as `data_pipelines.mixture.make_iterator` gives it, laid out on `mesh`."""
-    shapes = Batch.shapes(config.batch, config.data.targets, config.model.image_size)
-    sharding = batch_sharding(mesh)
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            for name, (shape, dtype) in shapes.items()
-        }
-    )
 
 
 def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Report:

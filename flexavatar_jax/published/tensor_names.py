@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import ArrayLike
 
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.head_template import HeadTemplate
@@ -46,7 +47,7 @@ class Tensor(NamedTuple):
     pattern: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def to_published(self, params: Mapping[Path, np.ndarray]) -> np.ndarray:
+    def to_published(self, params: Mapping[Path, ArrayLike]) -> np.ndarray:
         """The published tensor from our parameters."""
         joined = np.concatenate([np.asarray(params[path]) for path in self.paths], axis=-1)
         if self.pattern:

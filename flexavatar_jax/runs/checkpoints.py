@@ -7,10 +7,14 @@ a checkpoint under a temporary name and renames it when it is whole, with the di
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import os
+import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from flexavatar_jax.runs import digests
@@ -38,16 +43,22 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many checkpoints stay; older ones are removed as new ones are saved.
+      keep: how many checkpoints stay; older ones are removed as new ones are saved, but for the
+        one that is best on held-out people.
       owned: whether what an earlier process left half-saved is removed. Readers don't own a run's
         folder: its trainer may be saving right now.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int = 3, owned: bool = True):
+        hush_failed_writes()
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
         # Not Orbax's read_only, which warns the user of each of its own defaults.
+        best = policies.BestN(
+            get_metric_fn=_held_out_psnr, n=1, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            best_fn=_held_out_psnr,
             cleanup_tmp_directories=owned,
             create=owned,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
@@ -66,8 +77,9 @@ class Checkpoints:
         opt_state: Any = None,
         data: Any = None,
         progress: dict[str, Any] | None = None,
+        held_out: dict[str, float] | None = None,
     ) -> None:
-        """Starts saving the state after `step` steps.
+        """Starts saving the state after `step` steps; `held_out` says how good it is.
 
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
@@ -84,7 +96,8 @@ class Checkpoints:
         self.wait()
         with self._writing():
             self._saving = step
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            composite = ocp.args.Composite(**items)
+            self._manager.save(step, args=composite, metrics=held_out or {}, force=True)
 
     def restore_params(self, step: int, abstract: nnx.State) -> nnx.State:
         """Parameters of `step`, laid out as `abstract` (shapes and shardings) asks.
@@ -181,10 +194,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Of many kinds, by what Orbax and TensorStore were doing.
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"a checkpoint cannot be written to {self.directory} ({reason}); mend that, and "
-                "the same command goes on from the last whole checkpoint",
+                f"a checkpoint cannot be written to {self.directory} ({_reason(error)}); mend "
+                "that, and the same command goes on from the last whole checkpoint",
                 status=TRY_AGAIN,
             ) from error
 
@@ -196,10 +208,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises many kinds for a damaged folder.
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the checkpoint {path} cannot be restored: it is incomplete or of another model "
-                f"({type(error).__name__}: {reason}); move it away to go on from the one before"
+                f"({type(error).__name__}: {_reason(error)}); move it away to go on from the one "
+                "before"
             ) from error
 
 
@@ -268,23 +280,39 @@ def _steps(directory: epath.Path) -> list[int]:
     return ocp.utils.checkpoint_steps(directory) if directory.exists() else []
 
 
+def _reason(error: BaseException) -> str:
+    """What Orbax or TensorStore found wrong, without the latter's settings and whatever follows."""
+    while error.__cause__:
+        error = error.__cause__
+    text = re.split(r"\[tensorstore_spec|See full TensorStore details|<bound method", str(error))[0]
+    return " ".join(text.split())[:300]
+
+
+@functools.cache
 def hush_failed_writes() -> None:
-    """Keeps what Orbax's and TensorStore's threads say of a failed write off this process's stderr.
+    """Keeps what Orbax logs, and its and TensorStore's threads say of a failure, off the screen.
 
     That is hundreds of lines for one full disk, among which the sentence of `Checkpoints` is lost.
     """
-    hook = sys.unraisablehook  # of callbacks from TensorStore's threads, to a loop that has ended
+    hook = sys.unraisablehook
 
-    def leave_out_ended_loops(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def leave_out_orbax(unraisable: sys.UnraisableHookArgs) -> None:
+        # Callbacks from TensorStore's threads to a loop that has ended, and reads given up.
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        ended = str(unraisable.exc_value) == "Event loop is closed"
+        if not ended and not any("orbax" in frame.filename for frame in frames):
             hook(unraisable)
 
-    sys.unraisablehook = leave_out_ended_loops
+    sys.unraisablehook = leave_out_orbax
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
-    )
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _held_out_psnr(metrics: dict[str, float]) -> float:
+    """How good a checkpoint is; of those that nobody evaluated the newest counts as the best."""
+    psnr = metrics.get("eval_psnr", -math.inf)
+    return psnr if math.isfinite(psnr) else -math.inf
 
 
 def _pure(tree: Any) -> list[Any]:

@@ -6,8 +6,8 @@ the first lines of the training step.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from data_pipelines.batch import Batch
@@ -22,7 +22,7 @@ def finish_batch(batch: Batch) -> Batch:
     images. Masks become float32 in [0, 1]; all other arrays are as they were.
     """
 
-    def finish(image: Array, mask: Array, background: Array) -> tuple[Array, Array]:
+    def finish(image: ArrayLike, mask: ArrayLike, background: ArrayLike) -> tuple[Array, Array]:
         image, mask = _to_float(image), _to_float(mask)
         per_image = (len(image), *(1,) * (image.ndim - 4))  # [B] for inputs, [B, 1] for targets
         jittered = jitter_colours(image, batch.jitter.reshape(*per_image, 4))
@@ -42,7 +42,7 @@ def finish_batch(batch: Batch) -> Batch:
 
 
 def jitter_colours(
-    image: Float[Array, "*b H W 3"], jitter: Float[Array, "*b 4"]
+    image: Float[ArrayLike, "*b H W 3"], jitter: Float[ArrayLike, "*#b 4"]
 ) -> Float[Array, "*b H W 3"]:
     """Changes brightness, contrast, saturation and hue, in this order, clipping after each.
 
@@ -57,7 +57,7 @@ def jitter_colours(
     return _turn_hue(image, hue)
 
 
-def _to_float(x: jax.Array) -> Float[Array, "..."]:
+def _to_float(x: ArrayLike) -> Float[Array, "..."]:
     return jnp.asarray(x, jnp.float32) / 255
 
 
@@ -70,7 +70,7 @@ def _blend(grey: Array, image: Array, factor: Array) -> Array:
 
 
 def _turn_hue(
-    image: Float[Array, "*b H W 3"], turn: Float[Array, "*b 1 1 1"]
+    image: Float[Array, "*b H W 3"], turn: Float[Array, "*#b 1 1 1"]
 ) -> Float[Array, "*b H W 3"]:
     """Adds `turn` to the hue, of which 1 is the whole circle; HSV's saturation and value stay."""
     value, darkest = jnp.max(image, -1, keepdims=True), jnp.min(image, -1, keepdims=True)

@@ -143,6 +143,7 @@ RULES = {
     "mesh.fsdp": AXIS,
     "mesh.tensor": AXIS,
     "eval.dataset": NAME,
+    "eval.every": COUNT,
     "eval.people": POSITIVE_COUNT,
     "eval.images_per_person": Rule(
         "a whole number, 2 or more: one of a person's images is the input",
@@ -166,6 +167,11 @@ def check_config(config: ConfigDict) -> None:
         if not rule.holds(value):
             raise UserError(f"config.{field} is {_shown(value)}; it must be {rule.expected}")
     check_sizes(config.model)
+    if config.eval.every % config.log.every:
+        raise UserError(
+            f"config.eval.every ({config.eval.every}) must be a multiple of config.log.every "
+            f"({config.log.every}), on whose lines its results stand, or 0 for never"
+        )
     loss, optimizer = config.loss, config.optimizer
     if not any((loss.l1, loss.mse, loss.ssim)):
         if not any((loss.dino, loss.sam)):

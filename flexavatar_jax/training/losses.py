@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
@@ -33,14 +36,14 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-Images = Float[Array, "*b h w 3"]
+Images = Float[ArrayLike, "*b h w 3"]
 Scalar = Float[Array, ""]
 
 
 def training_loss(
-    prediction: Float[Array, "n h w 3"],
-    target: Float[Array, "n h w 3"],
-    config: Mapping[str, float],
+    prediction: Float[ArrayLike, "n h w 3"],
+    target: Float[ArrayLike, "n h w 3"],
+    config: Mapping[str, float] | ConfigDict,
     frozen: FrozenNetworks | None = None,
     *,
     perceptual: bool = False,
@@ -66,7 +69,7 @@ def training_loss(
     return total, parts
 
 
-def l1(prediction: Float[Array, "*s"], target: Float[Array, "*s"]) -> Scalar:
+def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Scalar:
     """Mean absolute difference over all elements."""
     return jnp.mean(jnp.abs(prediction - target))
 
@@ -206,13 +209,13 @@ def _feature_l1(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Scalar:
     return l1(a.astype(jnp.float32), b.astype(jnp.float32))
 
 
-Distance = Callable[[dict, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
+Distance = Callable[[Any, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _image_by_image(
     distance: Distance,
-    params: dict,
+    params: Any,
     prediction: Float[Array, "n h w 3"],
     target: Float[Array, "n h w 3"],
 ) -> Scalar:
@@ -226,7 +229,7 @@ def _image_by_image(
 
 
 def _value_and_image(
-    distance: Distance, params: dict, prediction: Array, target: Array
+    distance: Distance, params: Any, prediction: Array, target: ArrayLike
 ) -> tuple[Scalar, Array]:
     pairs = (prediction[:, None], target[:, None])
     step = jax.value_and_grad(distance, argnums=1)

@@ -20,28 +20,39 @@ from flexavatar_jax.training.metric_log import MetricLog
 
 
 class Meter:
-    """Gathers each step's metrics one step late, so that the devices never wait for the host."""
+    """Gathers each step's metrics one step late, so that the devices never wait for the host.
+
+    Attributes:
+      operations: FLOP of a step, over all devices.
+    """
 
     def __init__(self, config: ConfigDict, workdir: epath.PathLike, log: MetricLog):
         self._config, self._workdir, self._log = config, epath.Path(workdir), log
+        self.operations = 0.0
         self._pending: tuple | None = None
         self._window: list[dict[str, float]] = []
         self._bad_in_a_row = 0
         self._since = time.monotonic()
         self._waited = 0.0
-        self._operations = 0.0
 
-    def compiled(self, operations: float, seconds: float) -> None:
-        """From now on a step needs so many `operations`; compiling is no part of steps' time."""
-        self._operations = operations
-        self._since += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time within is no part of steps' time: compiling, evaluating."""
+        begin = time.monotonic()
+        yield
+        self._since += time.monotonic() - begin
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time within as waiting for input."""
+        """Counts the time within as waiting for input, unless the devices were busy all along."""
         begin = time.monotonic()
         yield
-        self._waited += time.monotonic() - begin
+        if not self.busy():
+            self._waited += time.monotonic() - begin
+
+    def busy(self) -> bool:
+        """Whether the devices are still at the last step that was added."""
+        return self._pending is not None and not self._pending[1]["loss"].is_ready()
 
     def add(self, step: int, metrics: dict[str, jax.Array], preview: jax.Array, batch: Any) -> None:
         self.flush()
@@ -103,7 +114,7 @@ class Meter:
         """How long a step of the window took, and how much of that it waited for input."""
         device, steps = jax.local_devices()[0], len(self._window)
         seconds = (time.monotonic() - self._since) / steps
-        rate = self._operations / seconds / jax.device_count()
+        rate = self.operations / seconds / jax.device_count()
         speed = {
             "step_seconds": seconds,
             "examples_per_second": self._config.batch / seconds,

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from etils import epath
@@ -32,13 +32,22 @@ class MetricLog:
       step: the step the run goes on from; lines written after it by a killed run are dropped.
       steps: the run's last step, for the progress bar.
       silent: write and print nothing.
+      also: what is recorded with every line and not printed.
 
     Raises (here and when something is recorded):
       UserError: the folder cannot be written.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, step: int, steps: int, silent: bool = False):
-        self._silent = silent
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        step: int,
+        steps: int,
+        silent: bool = False,
+        also: Callable[[], Mapping[str, float]] = dict,
+    ):
+        self._silent, self._also = silent, also
         if silent:
             return
         self._path = epath.Path(workdir) / "metrics.jsonl"
@@ -65,11 +74,15 @@ class MetricLog:
             tqdm.write(text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the metrics of `step` and prints them as one line."""
+        """Records metrics of `step`, on one line for all calls, and prints these."""
         if self._silent:
             return
-        self._lines.append({"step": step, **{k: float(v) for k, v in values.items()}})
-        parts = [summary.scalar(name, value) for name, value in values.items()]
+        recorded = {k: float(v) for k, v in {**values, **self._also()}.items()}
+        if self._lines and self._lines[-1]["step"] == step:
+            self._lines[-1] |= recorded
+        else:
+            self._lines.append({"step": step, **recorded})
+        parts = [summary.scalar(name, value) for name, value in recorded.items()]
         with self._writing():
             self._event(Event(step=step, summary=Summary(value=[p.value[0] for p in parts])))
             write(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
@@ -108,6 +121,23 @@ class MetricLog:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, oldest first; empty if it has none."""
+    """The lines of a run's metrics.jsonl, oldest first; empty if it has none.
+
+    Raises:
+      UserError: a line that is none of ours.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse(line: bytes, name: str) -> dict[str, float]:
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        numbers = isinstance(values, dict) and {type(x) for x in values.values()} <= {int, float}
+        if numbers and isinstance(values.get("step"), int):
+            return values
+    raise UserError(
+        f"{name}: {line[:40]!r} is not the metrics of a step as a JSON object; mend it, or move "
+        "the file away (the run goes on without what it recorded so far)"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -131,6 +132,15 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
             "row along the tensor axis must lie in one process, or fill whole processes"
         )
     return ours[0], len(groups)
+
+
+T = TypeVar("T")
+
+
+def place(batch: T, mesh: Mesh) -> T:
+    """This host's share of a batch (`batch_share`) as global arrays, split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

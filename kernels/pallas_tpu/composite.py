@@ -265,11 +265,11 @@ def _tile_rows(rows: int) -> pl.BlockSpec:
 
 
 def blend_tiles(
-    starts: Int[Array, "tiles+1"],
+    starts: Int[Array, "ends"],
     splats: Float[Array, "chunks R 128"],
     *,
     blocks_across: int,
-) -> tuple[Float[Array, "tiles R-8 256"], Float[Array, "tiles 2 256"]]:
+) -> tuple[Float[Array, "ends-1 R-8 256"], Float[Array, "ends-1 2 256"]]:
     """Blend the chunks of every tile of an image, tiles in the order block by block.
 
     Args:
@@ -306,10 +306,10 @@ def blend_tiles(
 
 
 def blend_tiles_backward(
-    starts: Int[Array, "tiles+1"],
+    starts: Int[Array, "ends"],
     splats: Float[Array, "chunks R 128"],
-    state: Float[Array, "tiles 2 256"],
-    cotangent: Float[Array, "tiles R-8 256"],
+    state: Float[Array, "ends-1 2 256"],
+    cotangent: Float[Array, "ends-1 R-8 256"],
     *,
     blocks_across: int,
 ) -> Float[Array, "chunks R 128"]:

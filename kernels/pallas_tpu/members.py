@@ -47,16 +47,14 @@ class Split(NamedTuple):
     """Members that did not fit into the room for the children's chunks."""
 
 
-def owners(starts: Int[Array, "lists+1"], chunks: int) -> Int[Array, "chunks"]:
+def owners(starts: Int[Array, "ends"], chunks: int) -> Int[Array, "chunks"]:
     """The list that owns each chunk; list l owns the chunks `starts[l]:starts[l + 1]`."""
     chunk = jnp.arange(chunks, dtype=jnp.int32)
     owner = jnp.searchsorted(starts, chunk, side="right").astype(jnp.int32) - 1
     return jnp.clip(owner, 0, len(starts) - 2)
 
 
-def plan(
-    members: Int[Array, "chunks words 128"], parents: Int[Array, "parents+1"], room: int
-) -> Split:
+def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], room: int) -> Split:
     """Lay out the children's lists, in `room` chunks.
 
     Args:

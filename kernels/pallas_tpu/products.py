@@ -30,7 +30,7 @@ def stack(parts: list[Array]) -> Array:
     return jnp.concatenate(parts, axis=0).astype(jnp.bfloat16)
 
 
-def sum_parts(x: Float[Array, "3R n"]) -> Float[Array, "R n"]:
+def sum_parts(x: Float[Array, "rows n"]) -> Float[Array, "rows//3 n"]:
     """Sum of three stacked results, smallest first."""
     rows = x.shape[0] // 3
     return (x[2 * rows :] + x[rows : 2 * rows]) + x[:rows]

@@ -9,10 +9,12 @@ import dataclasses
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import store_servers
 from etils.epath import backend
+from fsspec.registry import _registry
 from ml_collections import ConfigDict
 from tiny_captures import TinyCaptures
 
@@ -59,8 +61,9 @@ def _forget_file_systems() -> None:
     """They live as long as the process, with the address of their server."""
     backend.fsspec_backend._get_filesystem.cache_clear()
     buckets._file_systems.clear()
-    for protocol in ("gs", "s3"):
-        buckets.fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    for protocol in ("gs", "gcs", "s3"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+        _registry.pop(protocol, None)  # a test that comes later does without gcsfs
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+from memory_bucket import MemoryBucket
 from tiny_captures import DiesAtClip, TinyCaptures, contents
 
 from data_pipelines import prepared_folder, reindex
@@ -73,6 +74,8 @@ def test_reindex_that_was_killed_goes_on(tmp_path, monkeypatch):
     write_shards(TinyCaptures(num_clips=3), tmp_path)
     today = contents(tmp_path / "tiny")
     to_oldest_form(tmp_path / "tiny")
+    first = tmp_path / "tiny" / "tiny-train.array_record-00000"
+    first.with_name(f"{first.name}-of-00003").rename(first)  # killed while it gave new names
     with monkeypatch.context() as killed:
         killed.setattr(reindex, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -80,6 +83,20 @@ def test_reindex_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert PreparedSet(tmp_path / "tiny").frame(7).sequence == "s1"
     reindex.reindex(tmp_path / "tiny")
     assert contents(tmp_path / "tiny") == today
+
+
+def test_of_an_old_folder_in_a_bucket_reindex_finds_where_records_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXAVATAR_CACHE", str(tmp_path / "cache"))
+    write_shards(TinyCaptures(num_clips=3), tmp_path)
+    record = PreparedSet(tmp_path / "tiny").record(7)
+    to_oldest_form(tmp_path / "tiny")
+    MemoryBucket().put(str(tmp_path / "tiny"), "az://old/tiny", recursive=True)
+    with pytest.raises(
+        UserError, match=r"run `python -m data_pipelines.reindex az://old/tiny` once"
+    ):
+        PreparedSet("az://old/tiny").record(7)
+    assert reindex.reindex("az://old/tiny")
+    assert PreparedSet("az://old/tiny").record(7) == record
 
 
 def test_growing_that_was_killed_goes_on(tmp_path):

@@ -7,6 +7,7 @@ from tiny_captures import TinyCaptures
 
 from data_pipelines.benchmark import main
 from data_pipelines.errors import GIVE_UP, TRY_AGAIN
+from data_pipelines.figures import Figures
 from data_pipelines.shard_writer import write_shards
 
 
@@ -38,8 +39,12 @@ def test_says_whether_it_feeds_a_step(root, capsys):
     assert "does NOT feed a step of 1e-05 s" in run(capsys, root, "--step-time=1e-5")
 
 
-def test_takes_a_single_set(root, capsys):
-    assert "multi: 40 images" in run(capsys, root / "multi")
+def test_takes_a_single_set_and_writes_what_it_measured(root, tmp_path, capsys):
+    out = run(capsys, root / "multi", f"--json={tmp_path}/figures.json")
+    assert "multi: 40 images" in out
+    figures = Figures.read(tmp_path / "figures.json")
+    assert (figures.data, figures.size, figures.remote) == (["multi"], 32, False)
+    assert f"together {1e3 * figures.seconds:7.3f} ms" in out
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def test_head_pose_is_rigid_and_leaves_the_mesh():
     np.testing.assert_allclose(pose[:3, 3], [0.01, 0.02, 0.03], atol=1e-6)
 
 
+@pytest.mark.usefixtures("any_types")
 def test_code_of_another_length_is_refused():
     with pytest.raises(UserError, match="135 numbers"):
         posed(np.zeros(134))

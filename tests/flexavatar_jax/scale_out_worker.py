@@ -13,8 +13,7 @@ from data_pipelines.mixture import make_iterator
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.planning.hlo import collectives
 from flexavatar_jax.runs.templates import load_template
-from flexavatar_jax.train import place
-from flexavatar_jax.training.sharding import make_mesh
+from flexavatar_jax.training.sharding import make_mesh, place
 from flexavatar_jax.training.train_step import TrainProgram
 
 LAYOUTS = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2))

@@ -8,7 +8,7 @@ import pytest
 from command_line import run_command
 
 from data_pipelines.mixture import make_iterator
-from flexavatar_jax.planning.predictions import abstract_batch
+from flexavatar_jax.training.compilation import abstract_batch
 from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import SCOPES
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,10 @@ import yaml
 from experiment_file import write_experiment
 
 from configs import flex1
+from data_pipelines.errors import UserError
 from flexavatar_jax.runs.checkpoints import Checkpoints
-from flexavatar_jax.train import PREEMPTED
+from flexavatar_jax.stopping import PREEMPTED
+from flexavatar_jax.train import place_in_open_mpi
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -164,6 +167,50 @@ def test_slurm_trains_with_two_ranks(slurm, arguments, tmp_path):
     assert_trained(tmp_path / "run")
 
 
+OPEN_MPI_5 = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+def test_open_mpi_5_finds_the_first_process_by_the_recipe_or_says_what_is_missing(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri"):
+        monkeypatch.delenv(name, raising=False)
+    assert place_in_open_mpi() == {}
+    for name, value in OPEN_MPI_5.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"launch/openmpi\.sh, or set JAX_COORDINATOR_ADDRESS"):
+        place_in_open_mpi()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node1:61000")
+    assert place_in_open_mpi() == dict(num_processes=4, process_id=3, local_device_ids=[1])
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "0.0;tcp://127.0.0.1:1")  # JAX knows version 4
+    assert place_in_open_mpi() == {}
+
+
+def test_the_open_mpi_recipe_asks_the_hosts_where_the_first_process_is(tmp_path):
+    """With an `mpirun` like version 5's, that starts two processes."""
+    (tmp_path / "mpirun").write_text(
+        """#!/bin/bash
+while [[ $1 == -* ]]; do [ $1 != -n ] || shift; [ $1 != -x ] || shift; shift; done
+for rank in 0 1; do OMPI_COMM_WORLD_RANK=$rank OMPI_COMM_WORLD_SIZE=2 "$@"; done
+"""
+    )
+    (tmp_path / "python3").write_text(
+        '#!/bin/bash\necho "$OMPI_COMM_WORLD_RANK of 2 at $JAX_COORDINATOR_ADDRESS: $*"\n'
+    )
+    for name in ("mpirun", "python3"):
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [LAUNCH / "openmpi.sh", "-n", "2", "--", "--workdir=run"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"0 of 2 at [\w.:-]+:6\d{4}: -m flexavatar_jax.train .*--workdir=run", first
+    )
+    assert second == first.replace("0 of 2", "1 of 2")
+
+
 def test_cloud_tpu_runs_the_same_command_on_all_hosts(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
@@ -219,16 +266,50 @@ def test_cloud_tpu_finishes_an_installation_that_was_cut_short(tmp_path):
     assert launch(repository=None) == (0, ["train"])
 
 
-def test_gke_gives_up_on_wrong_arguments_alone():
+def gke_action(exit_code: int, *, disrupted: bool = False) -> str:
+    """What the JobSet recipe does where a pod ends so, by Kubernetes' and JobSet's rules."""
     spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
-    (rule,) = spec["failurePolicy"]["rules"]
-    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     job = spec["replicatedJobs"][0]["template"]["spec"]
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
     pod = job["template"]["spec"]
-    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
     assert pod["restartPolicy"] == "Never"  # Kubernetes takes a podFailurePolicy with no other
+    assert job["backoffLimit"] == 0
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"
+        if codes := rule.get("onExitCodes"):
+            assert codes["containerName"] == pod["containers"][0]["name"]
+            matches = codes["operator"] == "In" and exit_code in codes["values"]
+        else:
+            matches = disrupted and rule["onPodConditions"][0]["type"] == "DisruptionTarget"
+        if matches:
+            reason = "PodFailurePolicy"
+            message = f"Pod default/train failed, matching FailJob rule at index {index}"
+            break
+    for rule in spec["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+def test_gke_gives_up_on_mistakes_alone_and_counts_no_preemption_as_a_failure():
+    assert gke_action(2) == "FailJobSet"
+    assert gke_action(PREEMPTED) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert gke_action(137, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert gke_action(1) == gke_action(134) == "RestartJobSet"
+
+
+def test_the_image_is_made_of_what_is_there_and_its_context_lets_it_through():
+    commands = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [name for line in commands if line.startswith("COPY") for name in line.split()[1:-1]]
+    assert {"setup.py", "flexavatar_jax", "kernels", "data_pipelines", "configs"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {f"!{name}" for name in copied} <= set(ignored)
+    setup = (ROOT / "setup.py").read_text()
+    assert "ARG EXTRA=tpu" in commands
+    assert '"tpu": [' in setup
+    assert '"cuda": [' in setup
 
 
 def test_gke_starts_a_process_on_each_host_of_the_topology():

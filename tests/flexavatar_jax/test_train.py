@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,10 @@ from experiment_file import write_experiment
 from flax import nnx
 
 from data_pipelines.errors import UserError
+from data_pipelines.shards import open_at_size
+from flexavatar_jax.avatars.animator import Animator
+from flexavatar_jax.evaluation.metrics import score
+from flexavatar_jax.evaluation.people import on_white, read_people
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.published.parity_rule import rule_weights
@@ -24,7 +29,10 @@ from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.runs.workdir import read_config
-from flexavatar_jax.train import PREEMPTED, Meter, StopSignal, compile_step, train
+from flexavatar_jax.stopping import PREEMPTED, StopRequest
+from flexavatar_jax.train import train
+from flexavatar_jax.training.compilation import compile_step
+from flexavatar_jax.training.meter import Meter
 from flexavatar_jax.training.metric_log import read_metrics
 from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import TrainProgram
@@ -41,16 +49,16 @@ def compiled_steps():
 def _each_step_compiled_once(compiled_steps, monkeypatch):
     """Runs whose steps compute the same share the compiled step."""
 
-    def compile_once(program, *args, perceptual):
+    def compile_once(program, frozen, *, perceptual):
         config = program.config.to_dict()
         for name in ("steps", "checkpoint", "log", "eval", "init_from", "bad_step"):
             del config[name]
         key = (json.dumps(config, sort_keys=True), perceptual)
         if key not in compiled_steps:
-            compiled_steps[key] = compile_step(program, *args, perceptual=perceptual)
+            compiled_steps[key] = compile_step(program, frozen, perceptual=perceptual)
         return compiled_steps[key]
 
-    monkeypatch.setattr("flexavatar_jax.train.compile_step", compile_once)
+    monkeypatch.setattr("flexavatar_jax.training.compilation.compile_step", compile_once)
 
 
 def weights(workdir):
@@ -64,14 +72,14 @@ def assert_same_weights(a, b):
 
 
 def test_a_stopped_run_ends_with_the_weights_and_the_log_of_one_never_stopped(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, tmp_path
 ):
     """With Muon, which leaves to Adam what is no matrix: both optimisers' states come back."""
     tiny_config.optimizer.name = "muon"
     assert train(tiny_config, tmp_path / "whole") == 0
-    with monkeypatch.context() as asked:
-        asked.setattr(StopSignal, "is_set", lambda self, step, checkpoints: step == 3)
-        assert train(tiny_config, tmp_path / "parts") == PREEMPTED
+    stop = StopRequest()
+    stop.due = itertools.chain([False, False, True]).__next__
+    assert train(tiny_config, tmp_path / "parts", stop=stop) == PREEMPTED
     assert train(tiny_config, tmp_path / "parts") == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     whole, parts = (read_metrics(tmp_path / run) for run in ("whole", "parts"))
@@ -168,7 +176,7 @@ def test_a_config_that_is_refused_claims_no_folder(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_may_change_is_taken_down_and_a_checkpoint_without_its_optimizer_is_refused(
+def test_what_may_change_is_written_down_and_a_checkpoint_without_its_optimizer_is_refused(
     tiny_config, tmp_path
 ):
     """It is no import: to start over from it would end with the good ones removed."""
@@ -343,3 +351,41 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     assert 0 < Checkpoints(tmp_path / "stopped").latest_step < 30
     assert run_command("flexavatar_jax.train", *arguments).returncode == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_held_out_people_are_measured_on_the_way_as_they_are_afterwards(tiny_config, tmp_path):
+    """With two people of five images to batches of two with two: the last ones are half empty."""
+    tiny_config.steps = 2
+    tiny_config.eval.update(dict(every=1, images_per_person=5))
+    train(tiny_config, tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all({"loss", "eval_psnr", "eval_ssim", "eval_iou"} <= line.keys() for line in lines)
+    assert all(line["seconds/evaluating"] > 0 for line in lines)
+    animator = Animator(load_model(tmp_path))
+    folder = Path(tiny_config.data.root) / tiny_config.eval.dataset
+    scores = []
+    for person in read_people(open_at_size(folder, 32), 2, 5, 32):
+        source = person.input
+        code = animator.encode(source.image, source.mask, source.cam2head, source.K)
+        for target in person.targets:
+            image = animator.render(code, target.expression, target.cam2head, target.K)
+            scores.append(score(image, on_white(target)[None])["psnr"][0])
+    assert 8 <= len(scores) <= 10  # the input is no target
+    assert lines[-1]["eval_psnr"] == pytest.approx(np.mean(scores), abs=1e-3)
+
+
+def test_the_checkpoint_that_is_best_on_held_out_people_stays_beside_the_newest(tmp_path):
+    params = nnx.State({"x": nnx.Param(jnp.zeros(2))})
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        for step, psnr in enumerate([None, 15.0, 17.0, 16.0, None, math.nan], start=1):
+            checkpoints.save(step, params, held_out=psnr and {"eval_psnr": psnr})
+            checkpoints.wait()
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [3, 5, 6]
+
+
+def test_evaluations_stand_on_lines_of_the_log(tiny_config, tmp_path):
+    tiny_config.log.every, tiny_config.eval.every = 2, 3
+    with pytest.raises(UserError, match=r"config\.eval\.every \(3\) must be a multiple"):
+        train(tiny_config, tmp_path)

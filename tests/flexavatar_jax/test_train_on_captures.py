@@ -5,7 +5,7 @@ import json
 import look_alikes
 import numpy as np
 import pytest
-from test_multi_view import write_ava256, write_cafca, write_nersemble
+from multi_view_sets import write_ava256, write_cafca, write_nersemble
 from test_tracked_videos import PHOTOS, track, write_celebv, write_vfhq
 
 from configs import flex1

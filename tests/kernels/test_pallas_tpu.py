@@ -47,7 +47,7 @@ def interpreter(backend):
 
 
 def test_images_and_gradients_are_the_oracles(interpreter):
-    batch = random_scenes(0, images=9, num=NUM, channels=3, **SIZE)
+    batch = random_scenes(0, images=5, num=NUM, channels=3, **SIZE)
     check_against_oracle(batch, 0, capacity=CAPACITY, **SIZE)
 
 

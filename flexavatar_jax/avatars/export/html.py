@@ -11,6 +11,7 @@ from importlib import resources
 
 import numpy as np
 from etils import epath
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from data_pipelines.files import write
@@ -123,5 +124,5 @@ def _pack(arrays: dict[str, np.ndarray]) -> tuple[bytes, list]:
     return bytes(blob), layout
 
 
-def _numbers(array: np.ndarray) -> list:
+def _numbers(array: ArrayLike) -> list:
     return np.asarray(array, np.float64).tolist()

@@ -121,6 +121,7 @@ def test_portraits_are_resized_as_in_training(animator, code):
 NOT_RIGID = VIEW * np.array([[2], [2], [2], [1]])
 
 
+@pytest.mark.usefixtures("any_types")
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -146,6 +147,7 @@ def test_a_portrait_that_cannot_be_meant_gets_a_sentence(animator, change, sente
         animator.encode(**portrait)
 
 
+@pytest.mark.usefixtures("any_types")
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

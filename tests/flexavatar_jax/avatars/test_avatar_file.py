@@ -119,6 +119,10 @@ def test_a_file_that_is_not_there_or_cannot_be_written(tmp_path):
         load_avatar(tmp_path / "nobody.avatar")
     with pytest.raises(UserError, match="cannot be written"):
         save_avatar("/proc/anna.avatar", make_avatar())
+
+
+@pytest.mark.usefixtures("any_types")
+def test_an_avatar_that_is_none_is_not_written(tmp_path):
     with pytest.raises(UserError, match="its offsets is"):
         save_avatar(tmp_path / "anna.avatar", make_avatar(offsets=np.zeros((3, 135), np.float32)))
     assert not list(tmp_path.iterdir())

@@ -91,6 +91,31 @@ def test_a_film_that_fails_half_way_leaves_nothing(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("[out#0/mp4 @ 0x55d2] Error writing trailer: No space left on device", "No space left on"),
+        (
+            "[out#0/mp4 @ 0x55d2] Error writing trailer: Bad day",
+            "ffmpeg: Error writing trailer: Bad",
+        ),
+    ],
+)
+def test_an_ffmpeg_that_fails_after_the_last_frame_is_no_film(
+    told, sentence, tmp_path, monkeypatch
+):
+    """As on a full disk: it has taken all frames by then, and left a file without an index."""
+    ffmpeg = tmp_path / "ffmpeg"
+    ffmpeg.write_text(f"#!/bin/sh\nfor out; do :; done\ncat > $out\necho '{told}' >&2\nexit 1\n")
+    ffmpeg.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
+    with pytest.raises(
+        UserError, match=rf"film\.mp4 cannot be written \({sentence}.*\); make room"
+    ):
+        write_film(tmp_path / "film.mp4", [picture(0)] * 3, fps=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
+
+
 def test_no_frames_are_no_film(tmp_path):
     with pytest.raises(UserError, match="there are no frames"):
         write_film(tmp_path / "film.mp4", iter([]), fps=10)

@@ -51,6 +51,7 @@ def test_a_grid_has_the_codes_at_its_corners():
     np.testing.assert_allclose(weights[1, 1], 0.25)
 
 
+@pytest.mark.usefixtures("any_types")
 def test_too_few_codes_get_a_sentence():
     with pytest.raises(UserError, match="one avatar; give two"):
         path_through(CODES[:1], 9)

@@ -12,6 +12,7 @@ from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
 from data_pipelines.shards import open_at_size
+from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.matrix import spread_text, table
@@ -36,8 +37,11 @@ def people():
     return [Person(frames[0].person, frames[0], frames[1:]) for frames in clips]
 
 
-class Known:
+class Known(Animator):
     """In place of an animator: a `code` is what an avatar shows of (expression, cam2head)."""
+
+    def __init__(self):
+        pass
 
     def render(self, code, expressions, cam2head, K, **_):
         return np.stack([code(*inputs) for inputs in zip(expressions, cam2head, strict=True)])
@@ -121,7 +125,7 @@ def test_a_mouth_seen_at_one_moment_only_is_not_measured(people):
     clips = [clip_of(person)[:1] for person in people]
     images = [np.stack([on_white(frame) for frame in clip]) for clip in clips]
     assert expression_following(clips, images) == {}
-    assert expression_following([[]], [np.zeros(0)]) == {}
+    assert expression_following([[]], [np.zeros((0, 4, 4, 3))]) == {}
 
 
 def test_the_clip_is_the_inputs_camera_at_other_moments(tiny_config):

@@ -1,8 +1,10 @@
 """Digests: whatever happens to a run's files is found, named, and gone round."""
 
 import contextlib
+import gc
 import json
 import logging
+import re
 import shutil
 
 import jax
@@ -22,7 +24,7 @@ from flexavatar_jax.runs.checkpoints import Checkpoints, put_damaged_aside
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.runs.workdir import claim_workdir, read_config, read_template
 
-PARAMS = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
+PARAMS = nnx.state(nnx.Linear(30, 40, rngs=nnx.Rngs(0)), nnx.Param)
 
 
 class Data:
@@ -139,6 +141,30 @@ def test_folders_without_digests_are_taken_as_they_are_and_that_is_told(run, tol
     assert "run has no digests.json to compare it with" in told.text
     with contextlib.closing(Checkpoints(run)) as checkpoints:
         checkpoints.restore_params(4, jax.eval_shape(lambda: PARAMS))
+
+
+def test_what_orbax_finds_in_a_folder_without_digests_is_one_sentence(run, capfd):
+    (run / "checkpoints" / "4" / digests.FILE).unlink()
+    data = (run / "checkpoints" / "4" / "params").glob("ocdbt*/d/*")
+    largest = max(data, key=lambda path: path.stat().st_size)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    refused = pytest.raises(UserError, match=r"4 cannot be restored: it is inc.*; move it")
+    with contextlib.closing(Checkpoints(run)) as checkpoints, refused as error:
+        checkpoints.restore_params(4, jax.eval_shape(lambda: PARAMS))
+    assert not re.search(r"bound method|tensorstore_spec|\n", str(error.value))
+    del error
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_orbaxs_own_log_stays_off_the_screen(run, told):
+    Checkpoints(run, owned=False).close()
+    told.clear()
+    logger = absl_logging.get_absl_logger()
+    for path in (ocp.__file__, digests.__file__):
+        arguments = ("Waiting took 1.0 seconds.", (), None)
+        logger.handle(logger.makeRecord("absl", logging.WARNING, path, 1, *arguments))
+    assert [record.pathname for record in told.records] == [digests.__file__]
 
 
 def test_plain_orbax_reads_the_checkpoint(run):

@@ -31,6 +31,15 @@ def test_tensorboard_and_the_lines_say_the_same(tmp_path):
     assert (preview.step, preview.width, preview.height) == (2, 6, 8)
 
 
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 2, "lo', b"\xff", b"[2]", b'{"loss": 1.0}', b"[" * 9999], ids=range(5)
+)
+def test_a_line_that_is_no_steps_metrics_is_named(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n' + damage + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: .* is not the metrics of a step"):
+        read_metrics(tmp_path)
+
+
 def test_steps_that_a_killed_run_lost_are_forgotten(tmp_path):
     killed = MetricLog(tmp_path, step=0, steps=9)
     for step in (1, 2, 3):

@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from flexavatar_jax.training.sharding import batch_share, make_mesh, parameter_spec
 
+# Stand-ins for meshes and devices that are not here.
+pytestmark = pytest.mark.usefixtures("any_types")
+
 
 class FakeMesh:
     """A mesh's shape is all that laying out a parameter needs."""

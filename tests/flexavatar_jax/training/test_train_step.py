@@ -6,8 +6,7 @@ import numpy as np
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.runs.templates import load_template
-from flexavatar_jax.train import place
-from flexavatar_jax.training.sharding import make_mesh
+from flexavatar_jax.training.sharding import make_mesh, place
 from flexavatar_jax.training.train_step import TrainProgram
 
 
