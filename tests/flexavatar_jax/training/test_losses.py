@@ -56,7 +56,7 @@ def test_ssim_is_its_definition_at_any_image_size(size):
 
 @pytest.mark.parametrize("shape", [(1, 2, 40, 123), (2, 24, 24)])
 def test_ssims_kernel_for_tpus_is_ssim_in_value_and_gradients(on_tpu, quick_compilation, shape):
-    """Several strips of rows, a border near a register's end, and flat parts, which divide by C2."""
+    """Several strips of rows, a border near a register's end, flat parts that divide by C2."""
     a, b = images(0, *shape), images(1, *shape)
     a[..., :9, :9, :] = b[..., :9, :9, :] = 0.5
     grad = jax.value_and_grad(lambda a, b: jnp.sum(ssim(a, b) ** 2), argnums=(0, 1))
