@@ -51,6 +51,7 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
             f"--workdir {workdir} holds imported weights; to train from them, give another "
             f"--workdir, and --config.init_from={workdir}"
         )
+    _check(workdir)
     is_new = not (workdir / "config.json").exists()
     # All look before the first of them writes.
     _wait_for_all("workdir looked at")
@@ -163,12 +164,12 @@ def read_template(workdir: epath.PathLike) -> HeadTemplate:
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     """The config a run was started with; raises `UserError` if there is none, or a damaged one."""
     path = _existing_file_system(workdir) / "config.json"
+    _check(path.parent)
     if not path.exists():
         raise UserError(
             f"{workdir} is not a run's folder (no config.json); give the folder of a training "
             "run or of an import"
         )
-    _check(path.parent)
     try:
         fields = json.loads(path.read_text())
     except ValueError as error:

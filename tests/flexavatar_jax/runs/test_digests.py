@@ -22,7 +22,7 @@ from data_pipelines.errors import UserError
 from flexavatar_jax.runs import digests
 from flexavatar_jax.runs.checkpoints import Checkpoints, put_damaged_aside
 from flexavatar_jax.runs.templates import load_template
-from flexavatar_jax.runs.workdir import claim_workdir, read_config, read_template
+from flexavatar_jax.runs.workdir import claim_workdir, open_workdir, read_config, read_template
 
 PARAMS = nnx.state(nnx.Linear(30, 40, rngs=nnx.Rngs(0)), nnx.Param)
 
@@ -117,16 +117,23 @@ def test_where_nothing_is_whole_nothing_is_moved(run):
     assert not (run / "damaged").exists()
 
 
-def test_half_a_template_and_another_config_are_named(run):
+def test_half_a_template_and_another_config_are_named(run, tiny_config):
     template, config = run / "template.obj", run / "config.json"
     whole = template.read_text()
     template.write_text(whole[: whole.rindex("\nf ", 0, len(whole) // 4 * 3) + 1])
     with pytest.raises(UserError, match=r"template\.obj is damaged \(it has .*restore it from a"):
         read_template(run)
     template.write_text(whole)
-    config.write_text(config.read_text().replace("3", "4", 1))
+    changed = config.read_text().replace("3", "4", 1)
+    config.write_text(changed)
     with pytest.raises(UserError, match=r"config\.json is damaged .*delete .*digests\.json"):
         read_config(run)
+    config.unlink()
+    with pytest.raises(UserError, match=r"config\.json is damaged \(it is missing\)"):
+        read_config(run)
+    with pytest.raises(UserError, match=r"config\.json is damaged \(it is missing\)"):
+        open_workdir(run, tiny_config)
+    config.write_text(changed)
     digests_file = run / "digests.json"
     digests_file.unlink()  # as the sentence says
     read_config(run)
