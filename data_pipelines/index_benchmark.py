@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -65,7 +66,7 @@ def report(folder: epath.Path, frames: int, clips: int, workers: int) -> None:
     everyone = spawn.Barrier(workers)
     results = spawn.SimpleQueue()
     processes = [
-        spawn.Process(target=_work, args=(folder, seed, everyone, results))
+        spawn.Process(target=use_index, args=(folder, seed, everyone, results))
         for seed in range(workers)
     ]
     for process in processes:
@@ -106,8 +107,16 @@ def simulated(frames: int, clips: int) -> Index:
     )
 
 
-def _work(folder: epath.Path, seed: int, everyone, results) -> None:
-    """What a worker does: it opens the index and draws examples from all over it."""
+def use_index(folder: epath.Path, seed: int, everyone: Any, results: Any) -> None:
+    """What a worker does: it opens the index and draws examples from all over it.
+
+    Args:
+      folder: of the index.
+      seed: of what is drawn.
+      everyone: a barrier of all workers, so that their memory is counted while all have the index.
+      results: queue for seconds to open, seconds a draw in the median, bytes of memory of this
+        process's own that it took, and bytes that are this process's share of the mapped files.
+    """
     before, _ = _memory(folder)
     start = time.perf_counter()
     index = read_index(folder, _version(folder), check=False)
