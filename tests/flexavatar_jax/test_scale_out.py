@@ -1,28 +1,18 @@
 """One experiment on many devices: the same numbers, the collectives it needs, and no hangs."""
 
 import json
-import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from command_line import Command
-from experiment_file import write_experiment
-from flax import nnx
+from jobs import Experiment, assert_same_weights, environment, losses, wait_for_step
 
 from flexavatar_jax.planning.hlo import Collective
-from flexavatar_jax.runs.checkpoints import Checkpoints
-from flexavatar_jax.runs.loading import load_model
-from flexavatar_jax.stopping import INTERRUPTED, PREEMPTED
-from flexavatar_jax.training.ledger import PHASES, read_ledger
-from flexavatar_jax.training.metric_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,78 +20,6 @@ WORKER = Path(__file__).with_name("scale_out_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ["(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"]
 STEPS = 20
-
-
-def environment(devices: int, **more: str) -> dict[str, str]:
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-        f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-        **more,
-    }
-
-
-def launcher(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What Open MPI's mpirun tells a process, by which JAX knows its place in the job."""
-    return {
-        "OMPI_MCA_orte_hnp_uri": f"{port - 61440}.0;tcp://127.0.0.1:1",
-        "OMPI_COMM_WORLD_SIZE": str(ranks),
-        "OMPI_COMM_WORLD_RANK": str(rank),
-        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        # On CPUs a cached program is the one of the process that wrote it, and waits for itself.
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
-
-
-def free_port() -> int:
-    """A free one among those that JAX takes under Open MPI, 61440 and above."""
-    for port in range(61440 + os.getpid() % 4000, 65536):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no free port")
-
-
-class Experiment:
-    """A config on disk, and the training command for it."""
-
-    def __init__(self, config, folder: Path):
-        self.path = write_experiment(config, folder)
-
-    def start(self, workdir: Path, *flags: str, devices: int = 1, **options) -> Command:
-        """Starts training; `options` are those of `Command`, and environment variables."""
-        limits = {name: options.pop(name) for name in ("largest_file",) if name in options}
-        arguments = [f"--config={self.path}", f"--workdir={workdir}", *flags]
-        return Command(
-            "flexavatar_jax.train", *arguments, env=environment(devices, **options), **limits
-        )
-
-    def start_job(
-        self, workdir: Path, *flags: str, ranks: int = 2, devices: int = 4
-    ) -> list[Command]:
-        """`ranks` processes of one job."""
-        port = free_port()
-        return [
-            self.start(
-                workdir, "--distributed", *flags, devices=devices, **launcher(rank, ranks, port)
-            )
-            for rank in range(ranks)
-        ]
-
-
-def losses(workdir: Path) -> list[float]:
-    return [json.loads(x)["loss"] for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(workdir: Path) -> list[np.ndarray]:
-    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(load_model(workdir).model, nnx.Param))]
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    for x, y in zip(weights(a), weights(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +124,6 @@ def test_rendering_and_losses_hold_no_collective(virtual_devices, layout):
     assert [c for c in mapped if not (c.operation.endswith(border) and layout == "(2, 2, 2)")] == []
 
 
-def wait_for_step(process: Command, workdir: Path, step: int) -> None:
-    """Until the log of a run in `workdir` has come to `step`, or the process has ended."""
-    log = workdir / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= step):
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_vanished_process_ends_the_others_and_the_job_goes_on(two_processes, tmp_path):
     experiment, whole = two_processes
@@ -225,33 +136,6 @@ def test_a_vanished_process_ends_the_others_and_the_job_goes_on(two_processes, t
     assert "as it does when another process is gone" in said or "another task died" in said, said
     finish(experiment.start_job(tmp_path / "parts"))
     assert_same_weights(whole, tmp_path / "parts")
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_process_of_many_stops_all_of_them(make_tiny_config, tmp_path):
-    config = make_tiny_config()
-    config.batch, config.steps, config.checkpoint.every = 8, 2000, 1000
-    job = Experiment(config, tmp_path).start_job(tmp_path / "run")
-    wait_for_step(job[0], tmp_path / "run", 5)
-    job[1].send_signal(signal.SIGTERM)
-    for process in job:
-        process.communicate(timeout=150)
-    assert [process.returncode for process in job] == [PREEMPTED, PREEMPTED]
-    assert 5 <= Checkpoints(tmp_path / "run").latest_step < 2000
-
-
-@pytest.mark.slow
-def test_asked_while_it_compiles_a_job_leaves_together_with_no_trace(make_tiny_config, tmp_path):
-    """Ctrl-C reaches every process of a terminal; here one alone, which tells the other."""
-    job = Experiment(make_tiny_config(), tmp_path).start_job(tmp_path / "run", devices=1)
-    while job[0].poll() is None and not (tmp_path / "run" / "ledger.jsonl").exists():
-        time.sleep(0.05)
-    job[1].send_signal(signal.SIGINT)
-    for process in job:
-        said = "".join(process.communicate(timeout=30))
-        assert process.returncode == INTERRUPTED, said
-        assert "Traceback" not in said
-        assert "Fatal" not in said
 
 
 @pytest.mark.slow
@@ -274,39 +158,6 @@ def test_ten_kills_at_random_moments_change_nothing(make_tiny_config, tmp_path):
     finish([experiment.start(workdir)])
     assert_same_weights(tmp_path / "whole", workdir)
     assert losses(tmp_path / "whole") == losses(workdir)
-
-
-@pytest.mark.slow
-def test_the_ledger_of_a_run_killed_three_times_adds_up_to_its_wall_time(
-    make_tiny_config, tmp_path
-):
-    config = make_tiny_config()
-    config.steps, config.checkpoint.every = 100_000, 10
-    experiment, workdir, wall = Experiment(config, tmp_path), tmp_path / "run", 0.0
-    for _ in range(3):
-        began = time.monotonic()
-        process = experiment.start(workdir)
-        starts = len(read_ledger(workdir))
-        while process.poll() is None and (
-            len(lines := read_ledger(workdir)) == starts
-            or lines[-1]["stepping"] < 5
-            or lines[-1]["step"] % 10 < 5  # so that something is lost
-        ):
-            time.sleep(0.05)
-        process.kill()
-        wall += time.monotonic() - began
-        process.communicate()
-    saved = Checkpoints(workdir, owned=False).latest_step
-    began = time.monotonic()
-    said = experiment.start(workdir, f"--config.steps={saved + 10}").communicate(timeout=600)[0]
-    wall += time.monotonic() - began
-    totals = {phase: sum(line[phase] for line in read_ledger(workdir)) for phase in PHASES}
-    assert sum(totals.values()) == pytest.approx(wall, rel=0.02)
-    assert min(totals[phase] for phase in PHASES if phase not in ("waiting", "evaluating")) > 0
-    last = read_metrics(workdir)[-1]
-    goodput = totals["stepping"] / sum(totals.values())
-    assert last["goodput"] == pytest.approx(goodput, abs=0.02)
-    assert f"goodput {goodput:.3f}" in said.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import math
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,6 @@ from experiment_file import write_experiment
 from flax import nnx
 
 from data_pipelines.errors import UserError
-from data_pipelines.shards import open_at_size
-from flexavatar_jax.avatars.animator import Animator
-from flexavatar_jax.evaluation.metrics import score
-from flexavatar_jax.evaluation.people import on_white, read_people
 from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.published.parity_rule import rule_weights
@@ -32,7 +27,6 @@ from flexavatar_jax.runs.workdir import read_config
 from flexavatar_jax.stopping import PREEMPTED, StopRequest
 from flexavatar_jax.train import train
 from flexavatar_jax.training.compilation import compile_step
-from flexavatar_jax.training.meter import Meter
 from flexavatar_jax.training.metric_log import read_metrics
 from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import TrainProgram
@@ -287,53 +281,6 @@ def test_a_bad_step_can_stop_the_run_and_leaves_its_batch(tiny_config, tmp_path)
         assert batch["target_image"].shape == (2, 2, 32, 32, 3)
 
 
-GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}
-BAD = GOOD | {"loss": math.nan, "gradient_norm": math.inf, "bad": 1}
-
-
-class Lines(dict):
-    """In place of a run's log: the metrics by their step."""
-
-    scalars = dict.__setitem__
-
-
-def measure(config, workdir, steps) -> Lines:
-    """What a run logs whose steps have the metrics `steps`."""
-    config.steps, config.log.images_every = len(steps) + 1, len(steps) + 1
-    lines = Lines()
-    meter = Meter(config, workdir, lines)
-    for number, metrics in enumerate(steps, start=1):
-        meter.add(number, metrics, preview=None, batch={})
-    meter.flush()
-    return lines
-
-
-def test_a_bad_step_of_before_a_restart_does_not_stop_the_run_again(tiny_config, tmp_path):
-    tiny_config.bad_step = "stop"
-    measure(tiny_config, tmp_path, [GOOD | {"skipped": 1}] * 2)
-
-
-def test_bad_steps_leave_the_logged_means_alone_but_not_the_time(
-    tiny_config, tmp_path, monkeypatch
-):
-    clock = itertools.count()
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    tiny_config.log.every = 4
-    lines = measure(tiny_config, tmp_path, [GOOD, BAD, BAD, GOOD | {"loss": 0.7}, *[BAD] * 4])
-    assert lines[4]["loss"] == pytest.approx(0.6)
-    assert lines[4]["gradient_norm"] == 1.0
-    assert math.isnan(lines[8]["loss"])
-    # The clock ticks when it is read: as the window begins and as it ends.
-    assert lines[4]["step_seconds"] == 1 / 4
-
-
-def test_a_run_of_bad_steps_ends_the_run(tiny_config, tmp_path):
-    tiny_config.max_bad_steps = 3
-    measure(tiny_config, tmp_path, [BAD, BAD, GOOD, BAD, BAD])
-    with pytest.raises(ValueError, match=r"3 steps in a row were bad, up to step 4, .* diverged"):
-        measure(tiny_config, tmp_path, [GOOD, BAD, BAD, BAD])
-
-
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     tiny_config.steps = 30
@@ -351,41 +298,3 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_config, tmp_path):
     assert 0 < Checkpoints(tmp_path / "stopped").latest_step < 30
     assert run_command("flexavatar_jax.train", *arguments).returncode == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
-
-
-def test_held_out_people_are_measured_on_the_way_as_they_are_afterwards(tiny_config, tmp_path):
-    """With two people of five images to batches of two with two: the last ones are half empty."""
-    tiny_config.steps = 2
-    tiny_config.eval.update(dict(every=1, images_per_person=5))
-    train(tiny_config, tmp_path)
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [1, 2]
-    assert all({"loss", "eval_psnr", "eval_ssim", "eval_iou"} <= line.keys() for line in lines)
-    assert all(line["seconds/evaluating"] > 0 for line in lines)
-    animator = Animator(load_model(tmp_path))
-    folder = Path(tiny_config.data.root) / tiny_config.eval.dataset
-    scores = []
-    for person in read_people(open_at_size(folder, 32), 2, 5, 32):
-        source = person.input
-        code = animator.encode(source.image, source.mask, source.cam2head, source.K)
-        for target in person.targets:
-            image = animator.render(code, target.expression, target.cam2head, target.K)
-            scores.append(score(image, on_white(target)[None])["psnr"][0])
-    assert 8 <= len(scores) <= 10  # the input is no target
-    assert lines[-1]["eval_psnr"] == pytest.approx(np.mean(scores), abs=1e-3)
-
-
-def test_the_checkpoint_that_is_best_on_held_out_people_stays_beside_the_newest(tmp_path):
-    params = nnx.State({"x": nnx.Param(jnp.zeros(2))})
-    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
-        for step, psnr in enumerate([None, 15.0, 17.0, 16.0, None, math.nan], start=1):
-            checkpoints.save(step, params, held_out=psnr and {"eval_psnr": psnr})
-            checkpoints.wait()
-    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == [3, 5, 6]
-
-
-def test_evaluations_stand_on_lines_of_the_log(tiny_config, tmp_path):
-    tiny_config.log.every, tiny_config.eval.every = 2, 3
-    with pytest.raises(UserError, match=r"config\.eval\.every \(3\) must be a multiple"):
-        train(tiny_config, tmp_path)
