@@ -70,7 +70,7 @@ def convolve(
     return _convolution(x, kernel, padding)
 
 
-def _convolve_forward(x: ArrayLike, kernel: Array, padding: Padding) -> tuple[Array, tuple]:
+def _convolve_forward(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> tuple[Array, tuple]:
     return convolve(x, kernel, padding), (x, kernel)
 
 
@@ -95,7 +95,11 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(
-    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"],
+    dy: Float[ArrayLike, "B H W o"],
+    *,
+    padding: Padding,
+    size: tuple,
 ) -> Float[Array, "k l i o"]:
     """As JAX derives it: a convolution whose window is the map, which accelerators are good at."""
     kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
@@ -103,7 +107,11 @@ def _kernel_gradient(
 
 
 def _kernel_gradient_by_taps(
-    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"],
+    dy: Float[ArrayLike, "B H W o"],
+    *,
+    padding: Padding,
+    size: tuple,
 ) -> Float[Array, "k l i o"]:
     """One matrix product a tap: on CPUs XLA takes a hundred times as long for such windows.
 
