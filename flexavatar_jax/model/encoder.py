@@ -28,7 +28,7 @@ POINT_FREQUENCIES = 8
 
 
 def plucker_map(
-    cam2head: Float[ArrayLike, "B 4 4"], K: Float[Array, "B 3 3"], height: int, width: int
+    cam2head: Float[ArrayLike, "B 4 4"], K: Float[ArrayLike, "B 3 3"], height: int, width: int
 ) -> Float[Array, "B h w 6"]:
     """Plücker coordinates [origin x ray, ray] of each pixel's viewing ray in the head frame.
 
@@ -87,8 +87,8 @@ class ImageEncoder(nnx.Module):
     def __call__(
         self,
         image: Float[ArrayLikeLike, "B h w 3"],
-        cam2head: Float[Array, "B 4 4"],
-        K: Float[Array, "B 3 3"],
+        cam2head: Float[ArrayLike, "B 4 4"],
+        K: Float[ArrayLike, "B 3 3"],
     ) -> Float[Array, "B N D"]:
         """Tokens of RGB images in [0, 1], row-major."""
         rays = plucker_map(cam2head, K, *image.shape[1:3])
@@ -166,9 +166,9 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         image: Float[ArrayLike, "B h w 3"],
-        cam2head: Float[Array, "B 4 4"],
-        K: Float[Array, "B 3 3"],
-        features: Float[Array, "B 16 16 768"] | None = None,
+        cam2head: Float[ArrayLike, "B 4 4"],
+        K: Float[ArrayLike, "B 3 3"],
+        features: Float[ArrayLike, "B 16 16 768"] | None = None,
     ) -> Float[Array, "B N D"]:
         """Avatar codes of images; see `FlexAvatar.encode`."""
         tokens = self.image(image, cam2head, K)

@@ -47,9 +47,9 @@ class FlexAvatar(nnx.Module):
     def encode(
         self,
         image: Float[ArrayLike, "B h w 3"],
-        cam2head: Float[Array, "B 4 4"],
-        K: Float[Array, "B 3 3"],
-        features: Float[Array, "B 16 16 768"] | None = None,
+        cam2head: Float[ArrayLike, "B 4 4"],
+        K: Float[ArrayLike, "B 3 3"],
+        features: Float[ArrayLike, "B 16 16 768"] | None = None,
     ) -> Float[Array, "B N D"]:
         """Avatar codes of portraits.
 

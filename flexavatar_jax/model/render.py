@@ -26,8 +26,8 @@ def head2cam(cam2head: Float[ArrayLike, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
 def render(
     gaussians: Gaussians,
     cam2head: Float[ArrayLike, "*b 4 4"],
-    K: Float[Array, "*b 3 3"],
-    background: Float[Array, "*b 3"],
+    K: Float[ArrayLike, "*b 3 3"],
+    background: Float[ArrayLike, "*b 3"],
     *,
     size: int,
     backend: str = "auto",

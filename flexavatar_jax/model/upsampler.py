@@ -112,7 +112,11 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(
-    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"],
+    dy: Float[ArrayLike, "B H W o"],
+    *,
+    padding: Padding,
+    size: tuple,
 ) -> Float[Array, "k l i o"]:
     """A convolution over the batch whose window is the map, which accelerators are good at."""
     del size  # what is left of the map by a window of its own size
@@ -127,7 +131,11 @@ def _kernel_gradient(
 
 
 def _kernel_gradient_by_taps(
-    x: Float[ArrayLike, "B h w i"], dy: Float[Array, "B H W o"], *, padding: Padding, size: tuple
+    x: Float[ArrayLike, "B h w i"],
+    dy: Float[ArrayLike, "B H W o"],
+    *,
+    padding: Padding,
+    size: tuple,
 ) -> Float[Array, "k l i o"]:
     """One matrix product a tap: on CPUs XLA takes a hundred times as long for such windows.
 

@@ -229,7 +229,7 @@ def _image_by_image(
 
 
 def _value_and_image(
-    distance: Distance, params: Any, prediction: Array, target: ArrayLike
+    distance: Distance, params: Any, prediction: ArrayLike, target: ArrayLike
 ) -> tuple[Scalar, Array]:
     pairs = (prediction[:, None], target[:, None])
     step = jax.value_and_grad(distance, argnums=1)
