@@ -90,19 +90,23 @@ def simulated(frames: int, clips: int) -> Index:
     names = np.char.add("clip_", np.arange(clips).astype(str))
     shards = np.arange(0, clips + MAX_CLIPS_PER_SHARD, MAX_CLIPS_PER_SHARD).clip(max=clips)
     shard_start = clip_start[np.unique(shards)]
-    number = np.arange(frames, dtype=np.int32)
+    length, number = np.diff(clip_start), np.arange(frames)
+    multi_view = np.arange(clips) % 2 == 1
+    in_clip = number - np.repeat(clip_start[:-1], length)
+    in_shard = number - np.repeat(shard_start[:-1], np.diff(shard_start))
+    cameras = np.where(np.repeat(multi_view, length), CAMERAS, 1)
     return Index(
         clip_start=clip_start,
         person=names,
         sequence=names,
-        source=np.where(np.arange(clips) % 2, MULTI_VIEW, MONOCULAR).astype(np.int8),
+        source=np.where(multi_view, MULTI_VIEW, MONOCULAR).astype(np.int8),
         camera_names=np.char.add("cam", np.arange(CAMERAS).astype(str)),
-        camera=number % CAMERAS,
-        timestep=number // CAMERAS,
+        camera=in_clip % cameras,
+        timestep=in_clip // cameras,
         jaw=rng.random(frames, np.float32) * 0.4,
         shard_start=shard_start,
         shard_bytes=np.diff(shard_start) * 100_000,
-        record_end=np.arange(1, frames + 1) * 100_000,
+        record_end=(in_shard + 1) * 100_000,
         image_size=np.array(512),
     )
 

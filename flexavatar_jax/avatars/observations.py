@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 
 from data_pipelines.errors import UserError
 from data_pipelines.frame import Frame
@@ -170,7 +170,7 @@ def read_person(folder: str | Path, name: str, images: int | None = None) -> Obs
     )
 
 
-def most_frontal(frames: Sequence[Frame], timestep: Int[np.ndarray, "T"]) -> int:
+def most_frontal(frames: Sequence[Frame], timestep: Integer[np.ndarray, "T"]) -> int:
     """The frame of the first moment whose camera stands nearest to the face's axis."""
     first = np.flatnonzero(timestep == timestep.min())
     off = [abs(np.arctan2(*frames[i].cam2head[[0, 2], 3])) for i in first]
