@@ -37,7 +37,7 @@ from flexavatar_jax.frozen.networks import load_frozen_networks
 from flexavatar_jax.runs.checkpoints import Checkpoints, hush_failed_writes
 from flexavatar_jax.runs.loading import read_params
 from flexavatar_jax.runs.workdir import claim_workdir, open_workdir
-from flexavatar_jax.training.compilation import Programs, keep_compiled
+from flexavatar_jax.training.compilation import Programs, keep_compiled, record_compiled
 from flexavatar_jax.training.config_check import check_config
 from flexavatar_jax.training.held_out import HeldOut
 from flexavatar_jax.training.ledger import Ledger, process_age
@@ -134,6 +134,7 @@ def _train(
                 "ledger": ledger.totals(),
             }
             checkpoints.save(step, state.params, state.opt_state, data, progress, held_out_metrics)
+            record_compiled(workdir)
 
     try:
         data.start_prefetch()

@@ -42,7 +42,8 @@ def record(folder: epath.Path, *, leave_out: tuple[str, ...] = (), below: bool =
     """
     files = (_read(folder) or {}) if (folder / FILE).exists() else {}
     names = [n for n in _names(folder, below) if n not in files and n not in leave_out]
-    _write(folder, files | {name: [digest] for name, digest in _digests(folder, names)})
+    if names:
+        _write(folder, files | {name: [digest] for name, digest in _digests(folder, names)})
 
 
 def write_files(folder: epath.Path, texts: Mapping[str, str]) -> None:

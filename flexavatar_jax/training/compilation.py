@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.batch import Batch
 from data_pipelines.files import is_remote
 from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.runs import digests
 from flexavatar_jax.training import flops
 from flexavatar_jax.training.background import Background
 from flexavatar_jax.training.sharding import batch_sharding
@@ -32,7 +34,8 @@ POLL_SECONDS = 0.2
 def keep_compiled(workdir: epath.PathLike) -> None:
     """Keeps compiled programs in WORKDIR/compiled, from which a restart has them in seconds.
 
-    Where JAX was given another place (JAX_COMPILATION_CACHE_DIR), that one stays.
+    Where JAX was given another place (JAX_COMPILATION_CACHE_DIR), that one stays. Programs of which
+    one is damaged are made anew: JAX would load, and run, a flipped bit.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -42,7 +45,21 @@ def keep_compiled(workdir: epath.PathLike) -> None:
     if is_remote(folder):
         # XLA's own caches beside JAX's know no buckets.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    damage = digests.find_damage(folder) if jax.process_index() == 0 else None
+    if damage:
+        logging.warning("%s; the run's programs are compiled anew", damage)
+        folder.rmtree()
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+
+
+def record_compiled(workdir: epath.PathLike) -> None:
+    """Takes the digests of the programs in WORKDIR/compiled that are new."""
+    folder = epath.Path(workdir).absolute() / "compiled"
+    if jax.process_index() > 0 or not folder.exists():
+        return
+    # Beside them JAX notes when each was used.
+    changing = tuple(path.name for path in folder.iterdir() if not path.name.endswith("-cache"))
+    digests.record(folder, leave_out=changing, below=False)
 
 
 def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:

@@ -323,11 +323,6 @@ def test_the_command(files, capsys):
     arguments += ["--template", str(files.template), "--out", str(files.out)]
     main([*arguments, "--dtype", "float32"])
     assert imported(files)[1].dtype == "float32"
-    unused = files.out / "published_unused.safetensors"
-    content = unused.read_bytes()
-    unused.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"published_unused\.safetensors is damaged"):
-        imported(files)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
