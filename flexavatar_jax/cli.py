@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -21,6 +21,8 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.files import make_writable
 from kernels.backends import choose_backend
 from kernels.platforms import look_for_no_absent_tpu
+
+T = TypeVar("T")
 
 
 def fail(error: UserError) -> NoReturn:
@@ -97,7 +99,7 @@ def check_out(out: Path, *, create: bool = False) -> None:
         ) from error
 
 
-def check_dinov2(dinov2: str, workdir: str, config: ConfigDict) -> None:
+def check_dinov2(dinov2: str, workdir: str | os.PathLike[str], config: ConfigDict) -> None:
     """Raises `UserError` for --dinov2 weights that the model of `workdir` has no use for."""
     if dinov2 and not config.model.dino:
         raise UserError(
@@ -114,8 +116,8 @@ def check_backend(backend: str) -> None:
         raise UserError(str(error)) from error
 
 
-def guard(main: Callable[[], int | None]) -> int | None:
-    """Runs `main`; a user's mistake ends the process with one sentence."""
+def guard(main: Callable[[], T]) -> T | int:
+    """What `main` returns; a user's mistake ends the process with one sentence."""
     look_for_no_absent_tpu()
     try:
         return main()

@@ -15,6 +15,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if Version(metadata.version("jaxlib")) < Version("0.11"):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+# Every test is a test of the signatures too, of shapes, dtypes and all other types; processes that
+# tests start go without.
+jaxtyping.install_import_hook(["flexavatar_jax", "kernels", "data_pipelines"], "signatures.check")
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

@@ -229,7 +229,7 @@ def _image_by_image(
 
 
 def _value_and_image(
-    distance: Distance, params: Any, prediction: ArrayLike, target: ArrayLike
+    distance: Distance, params: Any, prediction: Any, target: Any
 ) -> tuple[Scalar, Array]:
     pairs = (prediction[:, None], target[:, None])
     step = jax.value_and_grad(distance, argnums=1)

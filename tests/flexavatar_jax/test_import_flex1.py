@@ -35,12 +35,7 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     config = {
         "head_transformer": {
-            "transformer": {
-                "n_layers": 1,
-                "d_hidden": 32,
-                "n_heads": 2,
-                "use_causal_attention": True,
-            },
+            "transformer": dict(n_layers=1, d_hidden=32, n_heads=2, use_causal_attention=True),
             "res_head_tokens": 4,
             "head_transformer_type": "UV_TEXTURE",
             "use_lam_transformer": True,

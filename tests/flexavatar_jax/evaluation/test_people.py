@@ -10,6 +10,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.shards import PreparedSet
 from flexavatar_jax.evaluation.people import evenly_spaced, read_people, sector, spread
 
+# Stand-ins with known answers take the places of avatars and data sets.
+pytestmark = pytest.mark.usefixtures("any_types")
+
 
 @pytest.mark.parametrize(
     ("azimuth", "expected"),

@@ -26,6 +26,9 @@ from flexavatar_jax.evaluation.mouth import (
 from flexavatar_jax.evaluation.people import Person, on_white, read_clip, read_people
 from flexavatar_jax.evaluation.references import TrainingPeople
 
+# Stand-ins with known answers take the places of avatars and data sets.
+pytestmark = pytest.mark.usefixtures("any_types")
+
 SIZE = 48
 
 
