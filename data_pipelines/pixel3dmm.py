@@ -165,7 +165,7 @@ class TrackedClip:
         """The tracker's result for one frame."""
         return read_tracking(self._frames[timestep])
 
-    def mask(self, timestep: int) -> UInt8[np.ndarray, "512 512"]:
+    def mask(self, timestep: int) -> UInt8[np.ndarray, "h w"]:
         """Foreground of the unwidened crop: 255 where its segmentation is a class of a person.
 
         Raises:

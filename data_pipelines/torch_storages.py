@@ -115,7 +115,7 @@ class Storages:
         return self._archive.read(info)
 
 
-def shaped_array(shape: tuple, kind: np.dtype, fortran: bool, raw: bytes) -> np.ndarray:
+def shaped_array(shape: Any, kind: np.dtype, fortran: bool, raw: bytes) -> np.ndarray:
     """The array of `raw`'s bytes, whose number must be what `shape` and `kind` need."""
     shape = tuple(map(as_count, expect(shape, tuple)))
     if math.prod(shape) * kind.itemsize != len(raw):
@@ -126,8 +126,11 @@ def shaped_array(shape: tuple, kind: np.dtype, fortran: bool, raw: bytes) -> np.
     return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
 
 
-def strided_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    """A view of a flat storage; every element it can reach lies inside the storage."""
+def strided_tensor(storage: np.ndarray, offset: Any, shape: Any, strides: Any) -> np.ndarray:
+    """A view of a flat storage; every element it can reach lies inside the storage.
+
+    The layout is as a stranger's file has it: of any type, until it has been looked at.
+    """
     shape, strides = (tuple(map(as_count, expect(t, tuple))) for t in (shape, strides))
     reach = as_count(offset) + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
     if math.prod(shape) and reach > storage.size:

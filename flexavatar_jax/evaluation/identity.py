@@ -18,7 +18,7 @@ IMAGES_PER_SECTOR = 4
 
 def identity_distances(
     animator: Animator,
-    codes: Float[np.ndarray, "P N D"],
+    codes: Sequence[Float[np.ndarray, "N D"]],
     frames: Sequence[Sequence[Frame]],
     *,
     size: int,
@@ -69,7 +69,10 @@ def rank1(distances: Float[np.ndarray, "P P"]) -> float:
 
 
 def identity_by_sector(
-    animator: Animator, people: Sequence[Person], codes: Float[np.ndarray, "P N D"], size: int
+    animator: Animator,
+    people: Sequence[Person],
+    codes: Sequence[Float[np.ndarray, "N D"]],
+    size: int,
 ) -> dict[str, float]:
     """`rank1` over all views and from each sector: `identity_all`, `identity_SECTOR`.
 

@@ -56,7 +56,7 @@ def mouth_patch(
 
 
 def expression_following(
-    clips: list[list[Frame]], predictions: list[Float[np.ndarray, "T H W 3"]]
+    clips: list[list[Frame]], predictions: list[Float[np.ndarray, "..."]]
 ) -> dict[str, float]:
     """Correlation of the mouth's changes over clips before one camera, rendered against true.
 
@@ -65,7 +65,7 @@ def expression_following(
 
     Args:
       clips: a person's frames before a camera each, see `people.read_clip`.
-      predictions: their avatars' images, on white.
+      predictions: their avatars' images [T, H, W, 3], on white; empty for an empty clip.
 
     Returns:
       `mouth_correlation` and `mouth_strength` (rendered change over true change, root mean

@@ -61,7 +61,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 NONE: Padding = ((0, 0), (0, 0))
 
 
-def _factors(*arrays: ArrayLike) -> tuple[Array, ...]:
+def _factors(*arrays: ArrayLike) -> tuple[ArrayLike, ...]:
     """What convolutions multiply: on TPUs bfloat16, to which they would round float32 themselves.
 
     That halves what is read from memory, and what is kept for the backward pass.

@@ -75,7 +75,9 @@ def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Sc
 
 
 def dino_loss(
-    params: dinov2.Params, prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"]
+    params: dinov2.Params,
+    prediction: Float[ArrayLike, "b h w 3"],
+    target: Float[ArrayLike, "b h w 3"],
 ) -> Scalar:
     """Mean absolute difference of DINOv2-small's hidden states 5, 8 and 11.
 
@@ -92,7 +94,9 @@ def dino_loss(
 
 
 def sam_loss(
-    params: hiera.Params, prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"]
+    params: hiera.Params,
+    prediction: Float[ArrayLike, "b h w 3"],
+    target: Float[ArrayLike, "b h w 3"],
 ) -> Scalar:
     """Mean absolute difference of SAM 2.1 Hiera-small's image embeddings at 1024x1024.
 
@@ -137,17 +141,17 @@ def _ssim_by_maps(prediction: Images, target: Images) -> Float[Array, "*b"]:
 
 @jax.custom_vjp
 def _ssim_by_kernel(
-    prediction: Float[Array, "n h w 3"], target: Float[Array, "n h w 3"]
+    prediction: Float[ArrayLike, "n h w 3"], target: Float[ArrayLike, "n h w 3"]
 ) -> Float[Array, "n"]:
     return _ssim_and_gradient(prediction, target)[0]
 
 
-def _ssim_forward(prediction: Array, target: Array) -> tuple[Array, tuple]:
+def _ssim_forward(prediction: ArrayLike, target: ArrayLike) -> tuple[Array, tuple]:
     value, gradient = _ssim_and_gradient(prediction, target)
     return value, (prediction, target, gradient)
 
 
-def _ssim_backward(saved: tuple, cotangent: Array) -> tuple[Array, Array]:
+def _ssim_backward(saved: tuple, cotangent: ArrayLike) -> tuple[Array, Array]:
     prediction, target, gradient = saved
     scale = cotangent[:, None, None, None]
     # Images may change places. Nobody asks for the target's gradient in training: it falls away.
@@ -157,7 +161,7 @@ def _ssim_backward(saved: tuple, cotangent: Array) -> tuple[Array, Array]:
 _ssim_by_kernel.defvjp(_ssim_forward, _ssim_backward)
 
 
-def _ssim_and_gradient(prediction: Array, target: Array) -> tuple[Array, Array]:
+def _ssim_and_gradient(prediction: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
     taps = tuple(_taps().tolist())
     return ssim_tpu.ssim_and_gradient(prediction, target, taps=taps, c1=SSIM_C1, c2=SSIM_C2)
 
@@ -169,13 +173,13 @@ def _taps() -> Float[np.ndarray, "t"]:
     return taps / taps.sum()
 
 
-def _gaussian_blur(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+def _gaussian_blur(x: Float[ArrayLike, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """`x` under the SSIM window, separably, zero beyond the border."""
     x = rearrange(_blur_rows(x), "... h w c -> ... w h c")
     return rearrange(_blur_rows(x), "... w h c -> ... h w c")
 
 
-def _blur_rows(x: Float[Array, "*b h w c"], block: int = 64) -> Float[Array, "*b h w c"]:
+def _blur_rows(x: Float[ArrayLike, "*b h w c"], block: int = 64) -> Float[Array, "*b h w c"]:
     """Blur along h as a product with a banded matrix, a block of rows at a time.
 
     A matrix product is what TPUs are made of, and on CPU at 512x512 it's ten times as fast as a
@@ -200,24 +204,24 @@ def _blur_rows(x: Float[Array, "*b h w c"], block: int = 64) -> Float[Array, "*b
     return rearrange(blurred, "... n o w c -> ... (n o) w c")[..., :height, :, :]
 
 
-def _at_perceptual_size(image: Float[Array, "b h w 3"]) -> Float[Array, "b 512 512 3"]:
+def _at_perceptual_size(image: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b 512 512 3"]:
     shape = (len(image), PERCEPTUAL_SIZE, PERCEPTUAL_SIZE, 3)
     return jax.image.resize(image, shape, "bilinear", antialias=True)
 
 
-def _feature_l1(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Scalar:
+def _feature_l1(a: Float[ArrayLike, "*s"], b: Float[ArrayLike, "*s"]) -> Scalar:
     return l1(a.astype(jnp.float32), b.astype(jnp.float32))
 
 
-Distance = Callable[[Any, Float[Array, "b h w 3"], Float[Array, "b h w 3"]], Scalar]
+Distance = Callable[[Any, Float[ArrayLike, "b h w 3"], Float[ArrayLike, "b h w 3"]], Scalar]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _image_by_image(
     distance: Distance,
     params: Any,
-    prediction: Float[Array, "n h w 3"],
-    target: Float[Array, "n h w 3"],
+    prediction: Float[ArrayLike, "n h w 3"],
+    target: Float[ArrayLike, "n h w 3"],
 ) -> Scalar:
     """Mean of `distance` over pairs of images, in the memory that one pair takes.
 
@@ -237,7 +241,9 @@ def _value_and_image(
     return jnp.mean(values), gradients[:, 0] / len(gradients)
 
 
-def _scale_image(_: Distance, gradient: Array, cotangent: Scalar) -> tuple[None, Array, None]:
+def _scale_image(
+    _: Distance, gradient: ArrayLike, cotangent: ArrayLike
+) -> tuple[None, Array, None]:
     return None, cotangent * gradient, None
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 STRIP = 32
@@ -29,8 +30,8 @@ sums, shifts along rows), and what is computed of them."""
 
 
 def ssim_and_gradient(
-    prediction: Float[Array, "n h w c"],
-    target: Float[Array, "n h w c"],
+    prediction: Float[ArrayLike, "n h w c"],
+    target: Float[ArrayLike, "n h w c"],
     *,
     taps: tuple[float, ...],
     c1: float,

@@ -8,6 +8,8 @@ import pytest
 
 from flexavatar_jax.training.meter import Meter
 
+pytestmark = pytest.mark.usefixtures("any_types")  # a dict stands in for the log
+
 GOOD = {"loss": 0.5, "gradient_norm": 1.0, "splat_overflow": 0.0, "bad": 0, "skipped": 0}
 BAD = GOOD | {"loss": math.nan, "gradient_norm": math.inf, "bad": 1}
 
