@@ -7,7 +7,8 @@ the right picture for that camera only (the paper's section 3.2).
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from data_pipelines import cameras
 from data_pipelines.frame import expression_part
@@ -29,7 +30,7 @@ def turned(code: Float[np.ndarray, "135"], degrees: float) -> Float[np.ndarray, 
 
 
 def steadiness(
-    animator: Animator, people: list[Person], codes: list[Float[Array, "N D"]], size: int
+    animator: Animator, people: list[Person], codes: list[Float[ArrayLike, "N D"]], size: int
 ) -> float:
     """PSNR (dB) between an avatar and itself when only the head pose in its code turns.
 
@@ -46,5 +47,8 @@ def steadiness(
             np.repeat(source.K[None], len(expressions), axis=0),
             size=size,
         )
-        found += [float(x) for x in np.asarray(psnr(images[1:], images[:1]))]
+        found += [
+            float(x)
+            for x in np.asarray(psnr(images[1:], np.broadcast_to(images[:1], images[1:].shape)))
+        ]
     return round(float(np.mean(np.minimum(found, 99.0))), 4)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -72,7 +73,7 @@ def _direction(frame: Frame) -> Float[np.ndarray, "3"]:
 def fitted_views(
     model: FlexAvatar,
     person: Person,
-    code: Float[Array, "N D"],
+    code: Float[ArrayLike, "N D"],
     size: int,
     *,
     backend: str = "auto",
