@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, SOURCES, neutral_code
@@ -39,7 +40,7 @@ class ExpressionMLP(nnx.Module):
         self.second = linear(hidden, hidden, (None, "mlp"), dtype=dtype, rngs=rngs)
         self.third = linear(hidden, outputs, ("mlp", None), dtype=dtype, rngs=rngs)
 
-    def __call__(self, expression: Float[Array, "B X"]) -> Float[Array, "B M D"]:
+    def __call__(self, expression: Float[ArrayLike, "B X"]) -> Float[Array, "B M D"]:
         hidden = jax.nn.relu(self.second(jax.nn.relu(self.first(expression))))
         return rearrange(self.third(hidden), "b (m d) -> b m d", m=self.tokens)
 
@@ -73,9 +74,9 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        code: Float[Array, "B N D"],
-        expression: Float[Array, "B E X"],
-        source: Int[Array, "B"],
+        code: Float[ArrayLike, "B N D"],
+        expression: Float[ArrayLike, "B E X"],
+        source: Int[ArrayLike, "B"],
     ) -> Float[Array, "B E side side D"]:
         """UV feature maps, one an expression; see `FlexAvatar.decode`."""
         count = expression.shape[1]

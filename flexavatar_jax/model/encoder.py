@@ -86,7 +86,7 @@ class ImageEncoder(nnx.Module):
 
     def __call__(
         self,
-        image: Float[ArrayLikeLike, "B h w 3"],
+        image: Float[ArrayLike, "B h w 3"],
         cam2head: Float[ArrayLike, "B 4 4"],
         K: Float[ArrayLike, "B 3 3"],
     ) -> Float[Array, "B N D"]:

@@ -67,9 +67,9 @@ class FlexAvatar(nnx.Module):
 
     def decode(
         self,
-        code: Float[Array, "B N D"],
-        expression: Float[Array, "B E X"],
-        source: Int[Array, "B"],
+        code: Float[ArrayLike, "B N D"],
+        expression: Float[ArrayLike, "B E X"],
+        source: Int[ArrayLike, "B"],
     ) -> Gaussians:
         """Gaussians of avatars under expressions, [B, E, G, ...].
 

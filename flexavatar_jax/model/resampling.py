@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -26,7 +27,7 @@ def interpolation_matrix(samples: int, size: int) -> Float[np.ndarray, "samples 
 
 
 def sample_grid(
-    maps: Float[Array, "*b h w c"], rows: int, columns: int
+    maps: Float[ArrayLike, "*b h w c"], rows: int, columns: int
 ) -> Float[Array, "*b rows columns c"]:
     """Samples maps at a regular grid over their whole extent; see `interpolation_matrix`."""
     h, w = maps.shape[-3:-1]

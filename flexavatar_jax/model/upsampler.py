@@ -153,7 +153,7 @@ def _kernel_gradient_by_taps(
 
 
 def convolve_up(
-    x: Float[Array, "B h w i"], kernel: Float[Array, "3 3 i o"]
+    x: Float[ArrayLike, "B h w i"], kernel: Float[ArrayLike, "3 3 i o"]
 ) -> Float[Array, "B 2*h 2*w o"]:
     """A transposed convolution of stride 2, then the binomial filter [1, 3, 3, 1] along each axis.
 
@@ -218,7 +218,7 @@ class UpsamplerBlock(nnx.Module):
         self.to_skip = StyleConv(channels, skip_channels, 1, demodulate=False, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B h w i"], skip: Float[Array, "B h w s"]
+        self, x: Float[ArrayLike, "B h w i"], skip: Float[ArrayLike, "B h w s"]
     ) -> tuple[Float[Array, "B 2*h 2*w o"], Float[Array, "B 2*h 2*w s//4"]]:
         x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
         x = activate(convolve(x, self.conv.kernel(), ((1, 1), (1, 1))), self.conv.bias[...])
