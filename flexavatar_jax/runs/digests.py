@@ -49,8 +49,8 @@ def record(folder: epath.Path, *, leave_out: tuple[str, ...] = (), below: bool =
 def write_files(folder: epath.Path, texts: Mapping[str, str]) -> None:
     """Writes text files into `folder` with their digests, each in one step; raises `UserError`.
 
-    A process that is killed meanwhile leaves for each file the old text or the new one, and the
-    digest of it.
+    What is there and recorded already is left as it is. A process that is killed meanwhile leaves
+    for each file the old text or the new one, and the digest of it.
     """
     new = {name: [_of(text.encode())] for name, text in texts.items()}
     old = {}
@@ -59,9 +59,10 @@ def write_files(folder: epath.Path, texts: Mapping[str, str]) -> None:
     else:
         there = [name for name in new if (folder / name).exists()]
         old = {name: [digest] for name, digest in _digests(folder, there)}
-    _write(folder, old | {name: old.get(name, []) + new[name] for name in new})
-    for name, text in texts.items():
-        write(folder / name, text)
+    changed = [n for n in new if old.get(n) != new[n] or not (folder / n).exists()]
+    _write(folder, old | {name: old.get(name, []) + new[name] for name in changed})
+    for name in changed:
+        write(folder / name, texts[name])
     _write(folder, old | new)
 
 
