@@ -79,7 +79,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
-        if "array_record" in self.path and self.command == "GET":
+        # A listing has what it looks for behind the question mark.
+        if "array_record" in self.path.split("?")[0] and self.command == "GET":
             self.server.count(len(content))
         self._answer(answer.status, dict(answer.getheaders()), content)
 
