@@ -10,6 +10,8 @@ import pytest
 
 from flexavatar_jax.stopping import INTERRUPTED, PREEMPTED, StopRequest
 
+pytestmark = pytest.mark.usefixtures("any_types")  # stand-ins for leaving do come back
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A main thread inside one call into C, which no handler of Python's can interrupt, as it is inside
