@@ -23,7 +23,6 @@ from data_pipelines.batch import Batch
 from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.shards import open_at_size
 from flexavatar_jax.evaluation.people import first_clips, read_person
-from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.model.render import render
@@ -137,11 +136,7 @@ class HeldOut:
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """Sums over the images that count, how many those are, and a preview."""
         batch = finish_batch(batch)
-        model, features = self._program.model(params), None
-        if frozen.dinov2_base is not None:
-            features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
-        code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
-        gaussians = model.decode(code, batch.target_expression, batch.source)
+        gaussians = self._program.gaussians(params, frozen, batch)
         split = PartitionSpec(BATCH_AXES)
         on_shard = jax.shard_map(
             functools.partial(_compare, config=self._config),

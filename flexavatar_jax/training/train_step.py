@@ -193,10 +193,8 @@ class TrainProgram:
         """The model with `params` in it."""
         return nnx.merge(self._graph, params)
 
-    def loss(
-        self, params: nnx.State, frozen: FrozenNetworks, batch: Batch, *, perceptual: bool
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
-        """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
+    def gaussians(self, params: nnx.State, frozen: FrozenNetworks, batch: Batch) -> Gaussians:
+        """The Gaussians [B, T, G, ...] of a finished batch's targets, made of its inputs."""
         model = self.model(params)
         features = None
         if frozen.dinov2_base is not None:
@@ -204,7 +202,13 @@ class TrainProgram:
                 features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # for attention on TPUs
             code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
-            gaussians = model.decode(code, batch.target_expression, batch.source)
+            return model.decode(code, batch.target_expression, batch.source)
+
+    def loss(
+        self, params: nnx.State, frozen: FrozenNetworks, batch: Batch, *, perceptual: bool
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
+        """Mean training loss of a finished batch; its parts (scalars) and a preview (uint8 RGB)."""
+        gaussians = self.gaussians(params, frozen, batch)
         on_shard = jax.shard_map(
             functools.partial(shard_losses, config=self.config, perceptual=perceptual),
             mesh=self.mesh,
