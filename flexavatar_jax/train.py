@@ -34,7 +34,7 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax import cli
 from flexavatar_jax.frozen.networks import load_frozen_networks
-from flexavatar_jax.runs.checkpoints import Checkpoints, hush_failed_writes
+from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import read_params
 from flexavatar_jax.runs.workdir import claim_workdir, open_workdir
 from flexavatar_jax.training.compilation import Programs, keep_compiled, record_compiled
@@ -244,7 +244,6 @@ def place_in_open_mpi() -> dict[str, Any]:
 
 
 def main() -> NoReturn:
-    hush_failed_writes()
     try:
         if FLAGS.distributed:
             connect(STOP)

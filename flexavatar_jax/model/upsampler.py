@@ -105,21 +105,16 @@ def _convolve_backward(padding: Padding, residuals: tuple, dy: Array) -> tuple[A
     )
     dx = _convolution(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"), around)
     way = _kernel_gradient_by_taps if backends.platform() == "cpu" else _kernel_gradient
-    return dx, way(x, dy, padding=padding, size=kernel.shape[:2])
+    return dx, way(x, dy, padding=padding)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(
-    x: Float[ArrayLike, "B h w i"],
-    dy: Float[ArrayLike, "B H W o"],
-    *,
-    padding: Padding,
-    size: tuple,
+    x: Float[ArrayLike, "B h w i"], dy: Float[ArrayLike, "B H W o"], *, padding: Padding
 ) -> Float[Array, "k l i o"]:
     """A convolution over the batch whose window is the map, which accelerators are good at."""
-    del size  # what is left of the map by a window of its own size
     return jax.lax.conv_general_dilated(
         x,
         dy,
@@ -131,11 +126,7 @@ def _kernel_gradient(
 
 
 def _kernel_gradient_by_taps(
-    x: Float[ArrayLike, "B h w i"],
-    dy: Float[ArrayLike, "B H W o"],
-    *,
-    padding: Padding,
-    size: tuple,
+    x: Float[ArrayLike, "B h w i"], dy: Float[ArrayLike, "B H W o"], *, padding: Padding
 ) -> Float[Array, "k l i o"]:
     """One matrix product a tap: on CPUs XLA takes a hundred times as long for such windows.
 
@@ -143,13 +134,14 @@ def _kernel_gradient_by_taps(
     """
     h, w = dy.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    down, across = padded.shape[1] - h + 1, padded.shape[2] - w + 1
     columns = rearrange(dy, "b h w o -> o (b h w)")
     taps = [
         columns @ rearrange(padded[:, a : a + h, b : b + w], "b h w i -> (b h w) i")
-        for a in range(size[0])
-        for b in range(size[1])
+        for a in range(down)
+        for b in range(across)
     ]
-    return rearrange(jnp.stack(taps), "(a b) o i -> a b i o", a=size[0])
+    return rearrange(jnp.stack(taps), "(a b) o i -> a b i o", a=down)
 
 
 def convolve_up(

@@ -137,10 +137,6 @@ class Checkpoints:
     def progress(self, step: int) -> dict[str, Any]:
         return self._restore(step, progress=ocp.args.JsonRestore())["progress"] or {}
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the scheduler announced (on any host) that it is about to stop this job."""
-        return self._manager.reached_preemption(step)
-
     def wait(self) -> None:
         """Blocks until a save under way is on disk.
 

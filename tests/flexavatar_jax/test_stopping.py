@@ -35,6 +35,7 @@ def run(program: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -90,14 +91,7 @@ input()
 print("saved", flush=True)
 raise SystemExit(stop.status)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
+    process = run(program)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saving\n"
     process.send_signal(signal.SIGTERM)  # a second one changes nothing

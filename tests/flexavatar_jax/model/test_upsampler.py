@@ -83,7 +83,7 @@ def test_convolutions_gradients_are_jaxs(size, padding):
     (weights,) = arrays(plain(x, kernel).shape)
     expected = jax.grad(lambda *p: jnp.sum(weights * plain(*p)), argnums=(0, 1))(x, kernel)
     here = jax.grad(lambda *p: jnp.sum(weights * convolve(*p, padding)), argnums=(0, 1))(x, kernel)
-    elsewhere = upsampler._kernel_gradient(x, weights, padding=padding, size=size)
+    elsewhere = upsampler._kernel_gradient(x, weights, padding=padding)
     for found, gradient in zip((*here, elsewhere), (*expected, expected[1]), strict=True):
         np.testing.assert_allclose(found, gradient, atol=1e-5)
 
