@@ -4,8 +4,9 @@
         --seeds 0,1,2 --workdir runs/search --out runs/search/results
 
 A config is FILE.py, or FILE.py:NAME for one whose `get_config` takes a name. Given again, the
-command goes on where it was stopped; after each run it writes OUT/results.json, OUT/table.md,
-OUT/curves.svg and OUT/orbits_0.png, _1.png (at the end), of the runs there are so far.
+command goes on where it was stopped; after each run it writes OUT/results.json, OUT/table.md and
+OUT/curves.svg of the runs there are so far, and at the end OUT/orbits_0.png, _1.png and
+OUT/index.html, a page of all this with the first test person's avatars, to be turned by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from PIL import Image
 from data_pipelines.errors import UserError
 from data_pipelines.files import write
 from flexavatar_jax import cli
+from flexavatar_jax.evaluation.comparison_page import write_page
 from flexavatar_jax.evaluation.matrix import (
     curves,
+    markdown,
     read_experiment,
     read_results,
     run_matrix,
@@ -46,16 +49,16 @@ def compare(configs: list[str], seeds: list[int], workdir: epath.PathLike, out: 
             return status
         results = read_results(experiments, workdir)
         write_results(results, folder)
-        write(folder / "table.md", table(results))
+        write(folder / "table.md", markdown(table(results)))
         write(folder / "curves.svg", curves(experiments, workdir))
         print(f"{name}, seed {seed}: {results[name][str(seed)]['psnr_unseen_all']:.2f} dB")
-    first = {
-        name: epath.Path(workdir) / name / str(seeds[0])
-        for name in read_results(experiments, workdir)
-    }
-    for person in range(SHOWN_PEOPLE):
-        sheet = np.round(255 * orbit_sheet(first, person)).astype(np.uint8)
-        Image.fromarray(sheet).save(str(folder / f"orbits_{person}.png"))
+    results = read_results(experiments, workdir)
+    first = {name: epath.Path(workdir) / name / str(seeds[0]) for name in results}
+    sheets = [f"orbits_{person}.png" for person in range(SHOWN_PEOPLE)]
+    for person, sheet in enumerate(sheets):
+        pixels = np.round(255 * orbit_sheet(first, person)).astype(np.uint8)
+        Image.fromarray(pixels).save(str(folder / sheet))
+    write_page(folder, results, sheets, first)
     return status
 
 
