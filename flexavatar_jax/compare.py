@@ -5,7 +5,8 @@
 
 A config is FILE.py, or FILE.py:NAME for one whose `get_config` takes a name. Given again, the
 command goes on where it was stopped; after each run it writes OUT/results.json, OUT/table.md and
-OUT/curves.svg of the runs there are so far, and at the end OUT/orbits_0.png, _1.png and
+OUT/curves.svg of the runs there are so far. At the end come OUT/orbits_0.png, _1.png (two people
+from all round), OUT/poses.png (only the code's head pose turns, then only the camera) and
 OUT/index.html, a page of all this with the first test person's avatars, to be turned by hand.
 """
 
@@ -29,7 +30,7 @@ from flexavatar_jax.evaluation.matrix import (
     table,
     write_results,
 )
-from flexavatar_jax.evaluation.orbits import orbit_sheet
+from flexavatar_jax.evaluation.orbits import orbit_sheet, pose_sheet
 
 SHOWN_PEOPLE = 2
 
@@ -54,11 +55,10 @@ def compare(configs: list[str], seeds: list[int], workdir: epath.PathLike, out: 
         print(f"{name}, seed {seed}: {results[name][str(seed)]['psnr_unseen_all']:.2f} dB")
     results = read_results(experiments, workdir)
     first = {name: epath.Path(workdir) / name / str(seeds[0]) for name in results}
-    sheets = [f"orbits_{person}.png" for person in range(SHOWN_PEOPLE)]
-    for person, sheet in enumerate(sheets):
-        pixels = np.round(255 * orbit_sheet(first, person)).astype(np.uint8)
-        Image.fromarray(pixels).save(str(folder / sheet))
-    write_page(folder, results, sheets, first)
+    sheets = {f"orbits_{person}.png": orbit_sheet(first, person) for person in range(SHOWN_PEOPLE)}
+    for name, sheet in {**sheets, "poses.png": pose_sheet(first)}.items():
+        Image.fromarray(np.round(255 * sheet).astype(np.uint8)).save(str(folder / name))
+    write_page(folder, results, list(sheets), first)
     return status
 
 

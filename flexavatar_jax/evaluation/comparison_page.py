@@ -17,7 +17,7 @@ def write_page(
     """Writes `folder`/index.html, and beside it the avatar page of each run's report.
 
     Args:
-      folder: where curves.svg and `sheets`, pictures of one test person each, lie already.
+      folder: where curves.svg, poses.png and `sheets`, pictures of a test person each, are.
       results: of which the table is made.
       runs: folder of an evaluated run each; its report's avatar is of the first test person.
     """
@@ -68,6 +68,10 @@ table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 tr + tr {{ border-top: 1px solid #ddd; }}
 </style></head><body><h1>{runs}</h1>
 <h2>People never seen in training, from one picture</h2>{pictures}
+<h2>Only the code's head pose turns, then only the camera</h2>
+<p>Cameras are given in the head frame, so nothing should change in the first four pictures after
+the input.</p><p><img src="poses.png" alt="the first person's avatars as only the head pose in the
+code turns from side to side, then as only the camera does"></p>
 <h2>The first of them, to turn yourself</h2>
 <p>Drag to turn, move the sliders, or play what was filmed; the truth is in the first picture.</p>
 <div class="row">{figures}</div>

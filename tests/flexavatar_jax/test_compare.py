@@ -45,6 +45,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
     monkeypatch.setattr(matrix, "evaluate", evaluate)
     blank = np.zeros((4, 4, 3))
     monkeypatch.setattr("flexavatar_jax.compare.orbit_sheet", lambda runs, person: blank)
+    monkeypatch.setattr("flexavatar_jax.compare.pose_sheet", lambda runs: blank)
     configs, out = write_experiments(tiny_config, tmp_path), tmp_path / "out"
     stop_at.append((True, 3))
     assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 75
@@ -78,6 +79,7 @@ def test_the_page_shows_every_table_cell_picture_and_avatar(tmp_path):
     assert re.findall(r'<img src="(.*?)" alt=".', page) == [
         "orbits_0.png",
         "orbits_1.png",
+        "poses.png",
         "curves.svg",
     ]
     assert '<iframe src="avatar_sinks.html"' in page
@@ -103,6 +105,7 @@ def test_two_configs_are_compared_and_not_trained_again(tiny_config, tmp_path, c
     assert "own</text>" in (out / "curves.svg").read_text()
     # One row without sinks of its own, one a sink, and the truth.
     assert np.asarray(Image.open(out / "orbits_0.png")).shape[0] == 4 * 112
+    assert np.asarray(Image.open(out / "poses.png")).shape[0] == 3 * 112
 
     before = (runs / "own" / "3" / "metrics.jsonl").stat().st_mtime_ns
     assert compare(configs, [3], runs, str(out)) == 0
