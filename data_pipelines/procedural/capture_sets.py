@@ -3,7 +3,8 @@
 - `procedural_monocular`: many people, each before one camera that stands nearly in front while the
   head turns. As real trackers report it, the turn is in the expression code (neck, R, t), so the
   code tells where the camera stands: the leak that bias sinks absorb. Trackers of one camera's
-  video may report a part of the turn only (`reported_turn`); code and camera then err alike.
+  video may report a part of the turn only (`reported_turn`; code and camera then err alike), and
+  take heads for larger and farther than they are (`reported_size`), which one camera can't tell.
 - `procedural_multiview`: few people amid cameras all round. Their heads turn too, so that a code's
   head pose does not tell the source; where the camera stands it does not tell either.
 - `procedural_test`: other people, one camera in front (the input) and others all round.
@@ -48,6 +49,8 @@ class ProceduralSet:
       size: side of the pictures in pixels.
       seed: of everything random.
       reported_turn: of monocular clips, see `performance.as_tracked`.
+      reported_size: how large monocular clips' heads, and how far their cameras, are taken to be,
+        in terms of what they are.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ProceduralSet:
     size: int
     seed: int
     reported_turn: float = 1.0
+    reported_size: float = 1.0
 
     @property
     def frames_per_clip(self) -> int:
@@ -87,6 +91,8 @@ class ProceduralSet:
             for camera, (cam2world, K) in views.items():
                 image, mask = render(scene, world2head @ cam2world, K, self.size, backdrop)
                 cam2head = reported_world2head @ cam2world
+                if monocular:
+                    cam2head[:3, 3] *= self.reported_size
                 yield Frame(
                     image=image,
                     mask=mask,
@@ -113,6 +119,7 @@ def procedural_sets(
     test_timesteps: int = 3,
     num_cameras: int = 16,
     reported_turn: float = 1.0,
+    reported_size: float = 1.0,
 ) -> list[ProceduralSet]:
     """The three sets.
 
@@ -137,6 +144,10 @@ def procedural_sets(
         raise UserError(f"seed of the procedural sets must be 0 or more, got {seed}")
     if not 0 <= reported_turn <= 1:
         raise UserError(f"reported_turn of the procedural sets must be 0 to 1, got {reported_turn}")
+    if not 0.5 <= reported_size <= 2:
+        raise UserError(
+            f"reported_size of the procedural sets must be 0.5 to 2, got {reported_size}"
+        )
     return [
         ProceduralSet(
             "procedural_monocular",
@@ -146,6 +157,7 @@ def procedural_sets(
             size,
             seed,
             reported_turn,
+            reported_size,
         ),
         ProceduralSet(
             "procedural_multiview", multiview_people, multiview_timesteps, num_cameras, size, seed

@@ -104,6 +104,16 @@ def test_a_tracker_may_report_a_part_of_the_turn_in_code_and_camera_alike(clips)
             np.testing.assert_array_equal(f.expression, true.expression)
 
 
+def test_a_tracker_may_take_heads_for_larger_and_farther(clips):
+    for sort in procedural_sets(**SMALL, reported_size=1.1):
+        factor = 1.1 if sort.name == "procedural_monocular" else 1
+        for f, true in zip(sort.clip(1), clips[sort.name], strict=True):
+            np.testing.assert_array_equal(f.image, true.image)
+            np.testing.assert_array_equal(f.expression, true.expression)
+            np.testing.assert_array_equal(f.cam2head[:3, :3], true.cam2head[:3, :3])
+            np.testing.assert_allclose(f.cam2head[:3, 3], factor * true.cam2head[:3, 3], rtol=1e-5)
+
+
 def test_multiview_code_is_the_same_for_all_cameras(clips):
     for timestep in range(2):
         codes = [f.expression for f in clips["procedural_multiview"] if f.timestep == timestep]
@@ -154,7 +164,14 @@ def test_a_clip_does_not_depend_on_how_many_there_are(sets, clips):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("size", 8), ("size", 1024), ("test_people", 0), ("seed", -1), ("reported_turn", 1.5)],
+    [
+        ("size", 8),
+        ("size", 1024),
+        ("test_people", 0),
+        ("seed", -1),
+        ("reported_turn", 1.5),
+        ("reported_size", 3),
+    ],
 )
 def test_numbers_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=f"{field}.* got {value}"):
