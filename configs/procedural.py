@@ -15,7 +15,7 @@ from configs import demo
 
 def get_config() -> ConfigDict:
     config = demo.get_config()
-    config.steps = config.optimizer.decay_steps = 4000
+    config.steps = config.optimizer.decay_steps = 3000
     config.optimizer.warmup_steps = 100
     config.model.update(
         dict(
