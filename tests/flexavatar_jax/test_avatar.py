@@ -297,6 +297,36 @@ def test_an_avatar_of_another_checkpoint_is_refused(kept, rule_run, tmp_path, ca
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_an_avatar_that_claims_a_checkpoint_of_other_codes_is_refused(
+    kept, rule_run, tmp_path, capsys
+):
+    forged = dataclasses.replace(load_avatar(kept), code=np.zeros((4, 3), np.float32))
+    save_avatar(tmp_path / "forged.avatar", forged)
+    files = [str(kept), str(tmp_path / "forged.avatar")]
+    message = refused(
+        ["interpolate", *files, "--workdir", str(rule_run), "--out", str(tmp_path / "a.mp4")],
+        capsys,
+    )
+    assert (
+        "forged.avatar is damaged: its code is [4, 3], and its checkpoint's are [16, 48]" in message
+    )
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_what_a_stranger_wrote_does_not_steer_the_terminal(kept, tmp_path, capsys):
+    notes = {"\x1b[2J" + "n" * 999: 1, "by": "\x1b]0;me\x07\nerror: none"}
+    odd = dataclasses.replace(load_avatar(kept), name="anna\x1b[31m", notes=notes)
+    save_avatar(tmp_path / "odd.avatar", odd)
+    run("info", tmp_path / "odd.avatar")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "anna\\x1b[31m" in said
+    assert max(map(len, said.splitlines())) < 260
+    assert "no such file" in refused(
+        ["create", "\x1b[2J", "--workdir", ".", "--out", str(tmp_path / "a.avatar")], capsys
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
