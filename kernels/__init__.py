@@ -1,6 +1,8 @@
 """Differentiable 3D Gaussian splatting in JAX, one contract with several backends."""
 
 from kernels.backends import BACKENDS
-from kernels.rasterizer import Render, count_capacity, rasterize
+from kernels.projection import Splats
+from kernels.rasterizer import blend, count_capacity, project, rasterize
+from kernels.rendering import Render
 
-__all__ = ["BACKENDS", "Render", "count_capacity", "rasterize"]
+__all__ = ["BACKENDS", "Render", "Splats", "blend", "count_capacity", "project", "rasterize"]

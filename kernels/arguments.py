@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from kernels import binning, harmonics
+from kernels import binning, cameras, harmonics
 
 
 def check_sizes(**sizes: int) -> None:
@@ -56,47 +56,106 @@ def warn_of_rounding(means: ArrayLike, scales: ArrayLike) -> None:
         )
 
 
+RANKS = {
+    **{"means": 2, "quats": 2, "scales": 2, "opacities": 1, "colors": 2, "sh": 3},
+    **{"viewmats": 2, "Ks": 2, "radial_coeffs": 1, "tangential_coeffs": 1, "background": 1},
+    **{"cholesky": 2, "depths": 1, "absgrad": 2},
+}
+"""Axes of each array without its leading axes of images."""
+
+
 def check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
-    """The leading shape of the images. Raises ValueError if the shapes don't go together."""
+    """The leading shape of the images that Gaussians and cameras make.
+
+    Raises ValueError if the shapes don't go together.
+    """
     means, viewmats = inputs["means"], inputs["viewmats"]
-    colors = inputs.get("colors", inputs.get("sh"))
-    if viewmats.ndim < 2 or means.ndim < 2 or colors.ndim < 2:
+    if viewmats.ndim < 2 or means.ndim < 2:
         raise ValueError(
-            "viewmats must be [*b,4,4], means [*b,N,3] and colors [*b,N,C]; they are "
-            f"{viewmats.shape}, {means.shape} and {colors.shape}"
+            "viewmats must be [*b,4,4] and means [*b,N,3]; they are "
+            f"{viewmats.shape} and {means.shape}"
         )
-    batch, own = viewmats.shape[:-2], means.shape[:-2]
-    num, channels = means.shape[-2], colors.shape[-1]
-    if own not in ((), batch):
+    batch, own, num = viewmats.shape[:-2], means.shape[:-2], means.shape[-2]
+    if own != batch[: len(own)]:
         raise ValueError(
-            f"means have leading shape {own}; expected that of viewmats, {batch}, or none"
+            f"means have leading shape {own}; expected that of viewmats, {batch}, a beginning of "
+            "it, or none"
         )
+    rows = {"means": (num, 3), "quats": (num, 4), "scales": (num, 3), "opacities": (num,)}
     if "sh" in inputs:
-        size = colors.shape[-2]
+        size, channels = _last_two(inputs["sh"], "sh", "[*b,N,K,C]")
         if size not in harmonics.SIZES:
             raise ValueError(f"sh has {size} coefficients; expected one of {harmonics.SIZES}")
-        painted = {"sh": (*own, num, size, channels)}
-    else:
-        cameras_too = colors.shape[:-2] == batch
-        painted = {"colors": (*(batch if cameras_too else own), num, channels)}
-    expected = {
-        "means": (*own, num, 3),
-        "quats": (*own, num, 4),
-        "scales": (*own, num, 3),
-        "opacities": (*own, num),
-        **painted,
-        "viewmats": (*batch, 4, 4),
-        "Ks": (*batch, 3, 3),
-    }
-    for name, shape in expected.items():
-        if inputs[name].shape != shape:
-            raise ValueError(f"{name} has shape {inputs[name].shape}; expected {shape}")
-    if inputs["background"].shape not in ((channels,), (*batch, channels)):
-        raise ValueError(
-            f"background has shape {inputs['background'].shape}; "
-            f"expected {(channels,)} or {(*batch, channels)}"
-        )
+        rows["sh"] = (num, size, channels)
+    for name, row in rows.items():
+        _expect(inputs[name], name, (*own, *row))
+    _expect(inputs["viewmats"], "viewmats", (*batch, 4, 4))
+    _expect_beginning(inputs["Ks"], "Ks", batch, (3, 3))
+    for name in ("radial_coeffs", "tangential_coeffs"):
+        if inputs[name].ndim < 1:
+            raise ValueError(f"{name} is one number; expected an array of coefficients")
+        _expect_beginning(inputs[name], name, batch, inputs[name].shape[-1:])
     return batch
+
+
+def check_camera(model: str, radial: int, tangential: int) -> None:
+    """Raises ValueError for an unknown camera model or numbers of coefficients it cannot have."""
+    if model not in cameras.MODELS:
+        raise ValueError(f"camera_model is {model!r}; expected one of {', '.join(cameras.MODELS)}")
+    most = cameras.MODELS[model]
+    if radial > most:
+        raise ValueError(
+            f"radial_coeffs has {radial} coefficients; expected up to {most} for {model!r}"
+        )
+    if tangential not in ((0, 2) if model == "pinhole" else (0,)):
+        raise ValueError(
+            f"tangential_coeffs has {tangential} coefficients; expected p1 and p2 for 'pinhole', "
+            "and None for other cameras"
+        )
+
+
+def check_painted(inputs: dict[str, Array], batch: tuple[int, ...], num: int) -> None:
+    """Raises ValueError if `colors`, `background` or `absgrad` don't go with the splats."""
+    if "colors" in inputs:
+        _, channels = _last_two(inputs["colors"], "colors", "[*b,N,C]")
+        _expect_beginning(inputs["colors"], "colors", batch, (num, channels))
+    else:
+        channels = inputs["sh"].shape[-1]
+    _expect_beginning(inputs["background"], "background", batch, (channels,))
+    if "absgrad" in inputs:
+        _expect(inputs["absgrad"], "absgrad", (*batch, num, 2))
+
+
+def check_splats(splats: dict[str, Array]) -> tuple[tuple[int, ...], int]:
+    """The leading shape of splats' images, and how many splats each has."""
+    if splats["depths"].ndim < 1:
+        raise ValueError("splats have no axis of Gaussians; expected what `project` returns")
+    batch, num = splats["depths"].shape[:-1], splats["depths"].shape[-1]
+    rows = {"means": (num, 2), "cholesky": (num, 3), "opacities": (num,)}
+    for name, row in rows.items():
+        _expect(splats[name], f"splats.{name}", (*batch, *row))
+    return batch, num
+
+
+def _last_two(array: Array, name: str, expected: str) -> tuple[int, int]:
+    if array.ndim < RANKS[name]:
+        raise ValueError(f"{name} has shape {array.shape}; expected {expected}")
+    return array.shape[-2:]
+
+
+def _expect(array: Array, name: str, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+
+
+def _expect_beginning(array: Array, name: str, batch: tuple[int, ...], row: tuple) -> None:
+    """Rows with the leading shape of the images, a beginning of it, or none."""
+    lead = array.shape[: max(array.ndim - len(row), 0)]
+    if array.shape != (*batch[: len(lead)], *row):
+        shapes = [(*batch[:n], *row) for n in range(len(batch), -1, -1)]
+        raise ValueError(
+            f"{name} has shape {array.shape}; expected {' or '.join(map(str, shapes))}"
+        )
 
 
 def check_finite(inputs: dict[str, Array]) -> None:

@@ -3,13 +3,14 @@
 A **backend** is a module with a `BACKEND`, an instance of `Backend`, two plain functions of a flat
 batch of images:
 
-    forward(splats, *, width, height, capacity) -> (Blend, residuals)
-    backward(splats, blend, residuals, d_features, d_alpha, *, width, height, capacity) -> Splats
+    forward(splats, features, *, width, height, capacity) -> (Blend, residuals)
+    backward(splats, features, blend, residuals, d_features, d_alpha, *,
+             width, height, capacity, absgrad) -> Gradients
 
-`backward` returns the gradients as `Splats` (those of `depths`, which only sort, are not read). All
+`features` [images, N, F] is what is blended: the colours, and the depth as the last channel. All
 arrays in and out, residuals included, have the images as their first axis. The rest is done once
 for all backends: custom_vjp and folding axes of `vmap` into the images (`blending`), the background
-and expected depth (`rasterizer`). `shard_map` checks which arrays vary over the mesh: a loop's
+and expected depth (`rendering`). `shard_map` checks which arrays vary over the mesh: a loop's
 initial values and a kernel's outputs must be made to vary as the inputs do
 (`jax.typeof(x).manual_axis_type`).
 """
@@ -27,8 +28,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
-
-from kernels.projection import Splats
 
 BACKENDS = {
     "xla": "kernels.xla",
@@ -54,17 +53,30 @@ class Blend(NamedTuple):
     overflow: Int[Array, "images"]
 
 
+class Gradients(NamedTuple):
+    """By what a backend blends; depths only sort, and have none."""
+
+    means: Float[Array, "images N 2"]
+    cholesky: Float[Array, "images N 3"]
+    opacities: Float[Array, "images N"]
+    features: Float[Array, "images N F"]
+    absgrad: Float[Array, "images N 2"] | None = None
+    """Sum over the pixels of the absolute value of what each adds to `means`, if asked for."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """Sorting and blending of splats on one kind of hardware. See the module's docstring."""
 
     name: str
     forward: Callable[..., tuple[Blend, Any]]
-    backward: Callable[..., Splats]
+    backward: Callable[..., Gradients]
     tile: tuple[int, int]
     """(width, height) in pixels of the tiles whose intersections `capacity` counts."""
     unavailable: Callable[[], str | None]
     """Why the backend cannot run here and what to install, or None if it can."""
+    has_absgrad: bool = False
+    """Whether `backward` can give `Gradients.absgrad`."""
 
 
 class BackendUnavailableError(ValueError):

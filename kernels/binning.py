@@ -50,27 +50,18 @@ def grid(width: int, height: int, tile: tuple[int, int]) -> tuple[int, int]:
     return -(-width // tile[0]), -(-height // tile[1])
 
 
-def _extents(splats: Splats) -> tuple[Array, Array]:
-    """Largest sigma that is drawn [N] (negative: none) and the ellipse's half size [N, 2]."""
-    drawn = splats.opacities >= MIN_ALPHA
-    reach = jnp.where(drawn, jnp.log(jnp.where(drawn, splats.opacities, 1.0) / MIN_ALPHA), -1.0)
-    p, q, r = jnp.moveaxis(splats.cholesky, -1, 0)
-    # The covariance is U^-1 U^-T.
-    deviation = jnp.stack([jnp.sqrt(1.0 + (q / r) ** 2) / p, 1.0 / r], -1)
-    half = jnp.sqrt(2.0 * jnp.maximum(reach, 0.0))[:, None] * deviation
-    return reach, half + SLACK + 1e-6 * jnp.abs(splats.means)
-
-
 def tile_boxes(
     splats: Splats, width: int, height: int, tile: tuple[int, int]
 ) -> tuple[Int[Array, "N 2"], Int[Array, "N 2"], Array]:
     """First tile (x, y) and number of tiles (x, y) of each splat's bounding box, and its reach."""
-    reach, half = _extents(splats)
+    drawn = splats.opacities >= MIN_ALPHA
+    reach = jnp.where(drawn, splats.reach, -1.0)
+    half = splats.radii + SLACK + 1e-6 * jnp.abs(splats.means)
     size, limit = jnp.array(tile), jnp.array([width, height])
     # Pixel i is inside if |i + 0.5 - mean| <= half.
     lowest = jnp.clip(jnp.ceil(splats.means - half - 0.5), 0, limit).astype(jnp.int32)
     highest = jnp.clip(jnp.floor(splats.means + half - 0.5), -1, limit - 1).astype(jnp.int32)
-    drawn = (reach >= 0) & jnp.all(highest >= lowest, -1)
+    drawn &= jnp.all(highest >= lowest, -1)
     first = lowest // size
     counts = jnp.where(drawn[:, None], highest // size - first + 1, 0)
     return first, counts, reach
@@ -178,7 +169,7 @@ def sort_intersections(
     tiles, num = across * down, splats.depths.shape[0]
     order = jnp.argsort(splats.depths, stable=True).astype(jnp.int32)
     # All below is in order of depth, as the slots are: they read what is side by side in memory.
-    near_to_far = jax.tree.map(lambda a: a[order], splats._replace(features=splats.depths))
+    near_to_far = jax.tree.map(lambda a: a[order], splats)
     first, counts, reach = tile_boxes(near_to_far, width, height, tile)
     slots_of = jnp.prod(counts, -1)
     ends = lax.associative_scan(_add_up_to_limit, slots_of)

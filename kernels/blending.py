@@ -8,32 +8,51 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
 
 from kernels import modes
 from kernels.backends import Backend, Blend
 from kernels.projection import Splats
 
 
-def blend(splats: Splats, *, backend: Backend, width: int, height: int, capacity: int) -> Blend:
-    """A backend's `forward`, differentiable by its `backward`, with vmapped axes folded in."""
+def composite(
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    absgrad: Float[Array, "images N 2"] | None = None,
+    *,
+    backend: Backend,
+    width: int,
+    height: int,
+    capacity: int,
+) -> Blend:
+    """A backend's `forward`, differentiable by its `backward`, with vmapped axes folded in.
+
+    `absgrad` changes nothing; its gradient is `backends.Gradients.absgrad`.
+    """
     settings = {"width": width, "height": height, "capacity": capacity}
+    asked = absgrad is not None
     forward = _fold_vmap(_any_images(functools.partial(backend.forward, **settings)))
-    backward = _fold_vmap(_any_images(functools.partial(backend.backward, **settings)))
+    backward = _fold_vmap(
+        _any_images(functools.partial(backend.backward, **settings, absgrad=asked))
+    )
 
     @jax.custom_vjp
-    def run(splats):
-        return forward(splats)[0]
+    def run(splats, features, absgrad):
+        del absgrad
+        return forward(splats, features)[0]
 
-    def run_forward(splats):
-        out, residuals = forward(splats)
-        return out, (splats, out, residuals)
+    def run_forward(splats, features, absgrad):
+        del absgrad
+        out, residuals = forward(splats, features)
+        return out, (splats, features, out, residuals)
 
     def run_backward(saved, cotangent):
-        gradient = backward(*saved, cotangent.features, cotangent.alpha)
-        return (gradient._replace(depths=jnp.zeros_like(gradient.depths)),)
+        d = backward(*saved, cotangent.features, cotangent.alpha)
+        d_splats = Splats(d.means, d.cholesky, d.opacities, depths=jnp.zeros_like(d.opacities))
+        return d_splats, d.features, d.absgrad
 
     run.defvjp(run_forward, run_backward)
-    return run(splats)
+    return run(splats, features, absgrad)
 
 
 def _any_images(function: Callable) -> Callable:

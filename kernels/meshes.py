@@ -9,6 +9,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from kernels.arguments import RANKS
+
 
 def is_explicit(array: Array) -> bool:
     """Whether an array's type says how it is sharded."""
@@ -16,20 +18,15 @@ def is_explicit(array: Array) -> bool:
     return AxisType.Explicit in mesh.axis_types
 
 
-def map_images(
-    render: Callable, inputs: dict[str, Array], batch: tuple[int, ...], capacity: int | None
-) -> Any:
-    """`render(inputs, capacity)`, by `shard_map` over the axes that shard the images of `viewmats`.
+def map_images(function: Callable, inputs: dict[str, Array], like: str) -> Any:
+    """`function(inputs)`, by `shard_map` over the axes that shard the images of `inputs[like]`.
 
-    Arrays with the leading shape `batch` are split as they are; the others are whole everywhere.
+    Arrays with leading axes of images are split along those that they have.
     """
-    aval = jax.typeof(inputs["viewmats"])
-    mesh, spec = aval.sharding.mesh, PartitionSpec(*aval.sharding.spec[: len(batch)])
-    ranks = {"means": 2, "quats": 2, "scales": 2, "opacities": 1}
-    ranks |= {"colors": 2, "sh": 3, "background": 1}
+    aval, batch = jax.typeof(inputs[like]), inputs[like].ndim - RANKS[like]
+    mesh, spec = aval.sharding.mesh, aval.sharding.spec[:batch]
     specs = {
-        name: PartitionSpec() if array.ndim == ranks.get(name) else spec
-        for name, array in inputs.items()
+        name: PartitionSpec(*spec[: array.ndim - RANKS[name]]) for name, array in inputs.items()
     }
 
     @jax.jit
@@ -39,7 +36,7 @@ def map_images(
             for name, array in inputs.items()
         }
         return jax.shard_map(
-            lambda inputs: render(inputs, capacity), mesh=mesh, in_specs=(specs,), out_specs=spec
+            function, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(*spec)
         )(laid_out)
 
     return run(inputs)

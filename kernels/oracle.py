@@ -12,8 +12,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 
+class OracleSplats(NamedTuple):
+    """What `project` returns, for one image."""
+
+    means: Float[np.ndarray, "N 2"]
+    """In pixels."""
+    covariances: Float[np.ndarray, "N 2 2"]
+    """With 0.3 added."""
+    opacities: Float[np.ndarray, "N"]
+    depths: Float[np.ndarray, "N"]
+
+
 class OracleRender(NamedTuple):
-    """What `render` returns, for one image."""
+    """What `render` and `blend` return, for one image."""
 
     color: Float[np.ndarray, "H W C"]
     alpha: Float[np.ndarray, "H W"]
@@ -39,30 +50,64 @@ def render(
     antialiased: bool = False,
 ) -> OracleRender:
     """Render one image; arguments as for `kernels.rasterize`, all computed in float64."""
-    means, quats, scales, opacities, colors, viewmat, K = (
-        np.asarray(a, np.float64) for a in (means, quats, scales, opacities, colors, viewmat, K)
+    splats = project(
+        means, quats, scales, opacities, viewmat, K,
+        width=width, height=height, near=near, antialiased=antialiased,
+    )  # fmt: skip
+    return blend(splats, colors, width=width, height=height, background=background)
+
+
+def project(
+    means: Float[np.ndarray, "N 3"],
+    quats: Float[np.ndarray, "N 4"],
+    scales: Float[np.ndarray, "N 3"],
+    opacities: Float[np.ndarray, "N"],
+    viewmat: Float[np.ndarray, "4 4"],
+    K: Float[np.ndarray, "3 3"],
+    *,
+    width: int,
+    height: int,
+    near: float = 0.01,
+    antialiased: bool = False,
+) -> OracleSplats:
+    """Gaussians as one image sees them; those nearer than `near` have opacity 0."""
+    means, quats, scales, opacities, viewmat, K = (
+        np.asarray(a, np.float64) for a in (means, quats, scales, opacities, viewmat, K)
     )
-    channels = colors.shape[-1]
-    color = np.zeros((height, width, channels))
+    points = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+    centres, covariances = np.zeros((len(means), 2)), np.tile(np.eye(2), (len(means), 1, 1))
+    opacities = np.where(points[:, 2] >= near, opacities, 0.0)
+    for i in np.flatnonzero(points[:, 2] >= near):
+        centres[i], covariance = _project(points[i], quats[i], scales[i], viewmat, K, width, height)
+        covariances[i] = covariance + 0.3 * np.eye(2)
+        if antialiased:
+            determinant = max(np.linalg.det(covariance), 0.0)
+            opacities[i] *= np.sqrt(determinant / np.linalg.det(covariances[i]))
+    return OracleSplats(centres, covariances, opacities, points[:, 2])
+
+
+def blend(
+    splats: OracleSplats,
+    colors: Float[np.ndarray, "N C"],
+    *,
+    width: int,
+    height: int,
+    background: Float[np.ndarray, "C"] | None = None,
+) -> OracleRender:
+    """Render one image of splats."""
+    colors = np.asarray(colors, np.float64)
+    color = np.zeros((height, width, colors.shape[-1]))
     depth = np.zeros((height, width))
     transmittance = np.ones((height, width))
     ended = np.zeros((height, width), bool)
     fragile = np.zeros((height, width), bool)
     last_depth = np.full((height, width), -np.inf)
 
-    points = means @ viewmat[:3, :3].T + viewmat[:3, 3]
-    for i in np.argsort(points[:, 2], kind="stable"):
-        z = points[i, 2]
-        if z < near:
-            continue
-        centre, covariance = _project(points[i], quats[i], scales[i], viewmat, K, width, height)
-        blurred = covariance + 0.3 * np.eye(2)
-        opacity = opacities[i]
-        if antialiased:
-            opacity *= np.sqrt(max(np.linalg.det(covariance), 0.0) / np.linalg.det(blurred))
+    for i in np.argsort(splats.depths, kind="stable"):
+        centre, covariance, opacity, z = (a[i] for a in splats)
         if not opacity * 255 > 1 - 1e-3:
             continue
-        half = np.sqrt(2 * (np.log(255 * opacity) + 2e-3) * np.diag(blurred))
+        half = np.sqrt(2 * (np.log(255 * opacity) + 2e-3) * np.diag(covariance))
         low = np.clip(np.ceil(centre - half - 0.5), 0, [width, height]).astype(int)
         high = np.clip(np.floor(centre + half - 0.5) + 1, 0, [width, height]).astype(int)
         if np.any(high <= low):
@@ -71,7 +116,7 @@ def render(
 
         dx = np.arange(low[0], high[0]) + 0.5 - centre[0]
         dy = np.arange(low[1], high[1])[:, None] + 0.5 - centre[1]
-        inverse = np.linalg.inv(blurred)
+        inverse = np.linalg.inv(covariance)
         sigma = 0.5 * (inverse[0, 0] * dx**2 + inverse[1, 1] * dy**2) + inverse[0, 1] * dx * dy
         alpha = np.minimum(0.99, opacity * np.exp(-sigma))
 

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.backends import Backend, Blend, missing_nvidia_gpu
+from kernels.backends import Backend, Blend, Gradients, missing_nvidia_gpu
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.varying import shape_like
 
@@ -39,17 +39,18 @@ PIXELS = TILE[0] * TILE[1]
 CHUNK = 16
 """Splats that a program blends at once."""
 GEOMETRY = 8
-"""Numbers of a splat before its features: x, y, p, q, r, opacity and two that pad."""
+"""Numbers of a splat before its features: x, y, p, q, r, opacity and two that pad, whose gradients
+are x's and y's absolute ones."""
 SUMMED = 16
 """Splats whose gradients a program sums."""
 MIN_DOT = 16
 """Smallest side of a matrix product in Triton."""
 
 
-def _forward(splats: Splats, *, width, height, capacity, interpret=False):
+def _forward(splats: Splats, features: Array, *, width, height, capacity, interpret=False):
     bins = binning.sort_images(splats, width=width, height=height, tile=TILE, capacity=capacity)
-    geometry, features = _pack(splats)
-    images, num = splats.features.shape[0], splats.features.shape[-1]
+    images, num = splats.depths.shape[0], features.shape[-1]
+    geometry, features = _pack(splats, features)
     across, down = binning.grid(width, height, TILE)
     tiles = images, across * down, PIXELS
     out, transmittance, reached = _call(
@@ -68,6 +69,7 @@ def _forward(splats: Splats, *, width, height, capacity, interpret=False):
 
 def _backward(
     splats: Splats,
+    features: Array,
     blend: Blend,
     residuals,
     d_features,
@@ -76,10 +78,11 @@ def _backward(
     width,
     height,
     capacity,
+    absgrad,
     interpret=False,
-) -> Splats:
-    geometry, features = _pack(splats)
-    images, count, num = splats.features.shape
+) -> Gradients:
+    images, count, num = features.shape
+    geometry, features = _pack(splats, features)
     across, down = binning.grid(width, height, TILE)
     bins, transmittance, reached = residuals
     d_out = _pad_features(jnp.concatenate([d_features, d_alpha[..., None]], -1))
@@ -90,7 +93,7 @@ def _backward(
     rows = [shape_like(geometry, images, capacity + 1, size) for size in sizes]
     zeros = [jnp.zeros_like(geometry, shape=row.shape) + 0 * geometry[:, :1, :1] for row in rows]
     d_geometry, d_splat_features = _call(
-        functools.partial(_differentiate_tile, across=across),
+        functools.partial(_differentiate_tile, across=across, absgrad=absgrad),
         grid=(across * down, images),
         out_shape=rows,
         input_output_aliases={8: 0, 9: 1},
@@ -105,12 +108,12 @@ def _backward(
         out_shape=[shape_like(geometry, images, count, row.shape[-1]) for row in rows],
         interpret=interpret,
     )(bins.ends, bins.counts, d_geometry, d_splat_features)
-    return Splats(
+    return Gradients(
         means=d_geometry[..., 0:2],
         cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
-        depths=d_geometry[..., 6],
         features=d_splat_features[..., :num],
+        absgrad=d_geometry[..., 6:8] if absgrad else None,
     )
 
 
@@ -121,12 +124,12 @@ def _call(kernel, *, interpret: bool, **settings):
     return pl.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **settings)
 
 
-def _pack(splats: Splats) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:
+def _pack(splats: Splats, features: Array) -> tuple[Float[Array, "b N 8"], Float[Array, "b N F"]]:
     """Geometry, and features with a last one that is always 1: what blends to alpha."""
     geometry = jnp.concatenate([splats.means, splats.cholesky, splats.opacities[..., None]], -1)
     geometry = jnp.pad(geometry, ((0, 0), (0, 0), (0, GEOMETRY - geometry.shape[-1])))
-    ones = jnp.ones_like(splats.features[..., :1])
-    return geometry, _pad_features(jnp.concatenate([splats.features, ones], -1))
+    ones = jnp.ones_like(features[..., :1])
+    return geometry, _pad_features(jnp.concatenate([features, ones], -1))
 
 
 def _pad_features(a: Float[Array, "*b n"]) -> Float[Array, "*b F"]:
@@ -240,7 +243,7 @@ def _blend_tile(
 
 def _differentiate_tile(
     geometry_ref, features_ref, splats_ref, starts_ref, slots_ref, d_out_ref, transmittance_ref,
-    reached_ref, _, __, d_geometry_ref, d_features_ref, *, across,
+    reached_ref, _, __, d_geometry_ref, d_features_ref, *, across, absgrad,
 ):  # fmt: skip
     tile, image = pl.program_id(0), pl.program_id(1)
     begin, end = _load(starts_ref, image, tile), _load(starts_ref, image, tile + 1)
@@ -266,6 +269,7 @@ def _differentiate_tile(
         d_log = jnp.where(smooth, light - farther * alpha / (1.0 - alpha), 0.0)
         du, dv = d_log * u, d_log * v
         sum_u, sum_v = jnp.sum(du, axis=1), jnp.sum(dv, axis=1)
+        by_pixel = (p * du, q * du + r * dv) if absgrad else ()
         p, q, r, opacity = (a.reshape(CHUNK) for a in (p, q, r, opacity))
         gradients = (
             p * sum_u,
@@ -274,6 +278,7 @@ def _differentiate_tile(
             -jnp.sum(du * dy, axis=1),
             -jnp.sum(dv * dy, axis=1),
             jnp.sum(d_log, axis=1) / jnp.where(inside, opacity, 1.0),
+            *(jnp.sum(jnp.abs(a), axis=1) for a in by_pixel),
         )
         # A masked lane must not name a row that another writes: the interpreter writes back what
         # was there.
@@ -327,4 +332,4 @@ def _unavailable() -> str | None:
     return missing_nvidia_gpu()
 
 
-BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable)
+BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable, has_absgrad=True)

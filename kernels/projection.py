@@ -1,6 +1,6 @@
 """Projection of 3D Gaussians to the image: EWA splatting, differentiable by JAX's own autodiff.
 
-Every backend starts from the same `Splats`. The 2D Gaussian is handed on as the *Cholesky factor of
+Every backend starts from the same `Splats`. A 2D Gaussian is handed on as the *Cholesky factor of
 its conic* (the inverse of its 2D covariance): an upper triangular U with sigma(d) = |U d|^2 / 2 for
 a pixel's offset d from the centre. Sigma from U doesn't cancel, so a splat a thousand pixels long
 and one wide stays accurate in float32, where the three coefficients of the conic do not.
@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from kernels import cameras
 
 BLUR = 0.3
 """Variance in pixels^2 that is added to every 2D covariance (3DGS's low-pass filter)."""
-
-FRUSTUM_MARGIN = 0.3
-"""The Jacobian is taken within the view frustum widened by this share of tan(fov/2)."""
 
 MAX_SCALE = 1e10
 """Larger scales are taken for this one, whose square float32 still holds in pixels."""
@@ -29,10 +28,10 @@ MIN_TRANSMITTANCE = 1e-4
 
 
 class Splats(NamedTuple):
-    """Gaussians as an image sees them; the input of every backend.
+    """Gaussians as images see them: what `project` makes, and `blend` and every backend take.
 
     A Gaussian that must not be drawn (in front of the near plane) has opacity 0.
-    Every field is finite where the scene is.
+    Every field is finite where the scene is. The properties are computed when they are asked for.
     """
 
     means: Float[Array, "*b N 2"]
@@ -40,21 +39,55 @@ class Splats(NamedTuple):
     cholesky: Float[Array, "*b N 3"]
     """(p, q, r) of U = [[p, q], [0, r]], in 1/pixels: sigma = ((p dx + q dy)^2 + (r dy)^2) / 2."""
     opacities: Float[Array, "*b N"]
+    """Those of the Gaussians, dimmed where the projection was antialiased."""
     depths: Float[Array, "*b N"]
-    """z in camera space, what the splats are sorted by."""
-    features: Float[Array, "*b N F"]
-    """What is blended: the colours, and the depth as the last channel."""
+    """z in camera space: what the splats are sorted by, and what `Render.depth` averages."""
+
+    @property
+    def conics(self) -> Float[Array, "*b N 3"]:
+        """(a, b, c), in 1/pixels^2: sigma = (a dx^2 + c dy^2) / 2 + b dx dy, as in gsplat."""
+        p, q, r = jnp.moveaxis(self.cholesky, -1, 0)
+        return jnp.stack([p * p, p * q, q * q + r * r], -1)
+
+    @property
+    def radii(self) -> Float[Array, "*b N 2"]:
+        """Half width and half height in pixels of what is drawn, the ellipse of alpha 1/255.
+
+        0 where no pixel of any image would be; those off the image have theirs (see `visible`).
+        """
+        p, q, r = jnp.moveaxis(self.cholesky, -1, 0)
+        # The covariance is U^-1 U^-T.
+        deviations = jnp.stack([jnp.sqrt(1.0 + (q / r) ** 2) / p, 1.0 / r], -1)
+        return jnp.sqrt(2.0 * self.reach)[..., None] * deviations
+
+    def visible(self, width: int, height: int) -> Bool[Array, "*b N"]:
+        """Whether a splat's bounding box has a pixel's centre of an image of that size in it.
+
+        What other splats hide is visible in this sense.
+        """
+        radii, limit = self.radii, jnp.array([width, height], jnp.float32)
+        lowest = jnp.maximum(jnp.ceil(self.means - radii - 0.5), 0.0)
+        highest = jnp.minimum(jnp.floor(self.means + radii - 0.5), limit - 1.0)
+        return (self.opacities >= MIN_ALPHA) & jnp.all(highest >= lowest, -1)
+
+    @property
+    def reach(self) -> Float[Array, "*b N"]:
+        """The sigma at which alpha falls to 1/255; 0 where it is less everywhere."""
+        drawn = self.opacities >= MIN_ALPHA
+        return jnp.where(drawn, jnp.log(jnp.where(drawn, self.opacities, 1.0) / MIN_ALPHA), 0.0)
 
 
-def project(
+def project_image(
     means: Float[Array, "N 3"],
     quats: Float[Array, "N 4"],
     scales: Float[Array, "N 3"],
     opacities: Float[Array, "N"],
-    colors: Float[Array, "N C"],
     viewmat: Float[Array, "4 4"],
     K: Float[Array, "3 3"],
+    radial_coeffs: Float[Array, "R"],
+    tangential_coeffs: Float[Array, "T"],
     *,
+    camera_model: str,
     width: int,
     height: int,
     near: float,
@@ -66,6 +99,8 @@ def project(
       means, scales: world units. `quats` are (w, x, y, z).
       viewmat: world to camera, OpenCV axes (x right, y down, z forward).
       K: intrinsics in pixels without skew: fx, fy, cx, cy are read.
+      radial_coeffs, tangential_coeffs: see `cameras.distorted`; of length 0 without distortion.
+      camera_model: one of `cameras.MODELS`.
       antialiased: scale the opacity by sqrt(det(cov) / det(cov + 0.3 I)), which keeps a splat
         smaller than a pixel from growing brighter (Mip-Splatting, Yu et al., CVPR 2024, eq. 9).
 
@@ -78,17 +113,21 @@ def project(
     x, y, depth = sum(viewmat[:3, j, None] * means[j] for j in range(3)) + viewmat[:3, 3, None]
     visible = depth >= near
     z = jnp.where(visible, depth, 1.0)
-    x, y = x / z, y / z
 
-    margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * width / fx, FRUSTUM_MARGIN * 0.5 * height / fy
-    jx = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
-    jy = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-
-    # The 2D covariance is M M^T, with rows m0 and m1 [3, N] of M = J R_view R S.
     rotations = _rotation_matrices(quats)
     axes = scales * sum(viewmat[:3, j, None, None] * rotations[j] for j in range(3))
-    m0 = fx / z * (axes[0] - jx * axes[2])
-    m1 = fy / z * (axes[1] - jy * axes[2])
+    if camera_model == "ortho":
+        plane = cameras.orthographic(x, y, axes)
+    elif camera_model == "fisheye" or len(radial_coeffs) or len(tangential_coeffs):
+        plane = cameras.distorted(
+            x, y, z, axes, radial_coeffs, tangential_coeffs, fisheye=camera_model == "fisheye"
+        )
+    else:
+        plane = cameras.perspective(x, y, z, axes, K, width, height)
+    visible &= plane.seen
+
+    # The 2D covariance is M M^T, with rows m0 and m1 [3, N] of M = J R_view R S.
+    m0, m1 = fx * plane.axes_u, fy * plane.axes_v
     xx, xy, yy = jnp.sum(m0 * m0, 0), jnp.sum(m0 * m1, 0), jnp.sum(m1 * m1, 0)
 
     # det(M M^T) = |m0 x m1|^2 (Cauchy-Binet), which does not cancel as xx yy - xy^2 does.
@@ -105,11 +144,10 @@ def project(
         shrink = jnp.sqrt(jnp.where(flat, 1.0, area2)) * p
         opacities = opacities * jnp.where(flat, 0.0, shrink)
     return Splats(
-        means=jnp.stack([fx * x + cx, fy * y + cy], -1),
+        means=jnp.stack([fx * plane.u + cx, fy * plane.v + cy], -1),
         cholesky=jnp.stack([p, q, r], -1),
         opacities=jnp.where(visible, opacities, 0.0),
         depths=depth,
-        features=jnp.concatenate([colors, z[:, None]], -1),
     )
 
 

@@ -8,54 +8,34 @@ The contract (3D Gaussian Splatting with gsplat's conventions):
 - blended front to back by camera z (equal z: in the given order); a pixel ends before the Gaussian
   that would bring its transmittance to 1e-4 or less; the background enters with what is left.
 
-`projection.project` turns Gaussians into `Splats`; JAX differentiates it. A backend (`backends`)
-sorts and blends them.
+Rendering is two steps, also to be called on their own: `project` turns Gaussians into `Splats`, and
+`blend` has a backend (`backends`) sort and blend those.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import warnings
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.experimental import io_callback
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from kernels import binning, harmonics, meshes, modes
+from kernels import meshes, modes, rendering
 from kernels.arguments import (
+    check_camera,
     check_finite,
     check_near,
+    check_painted,
     check_shapes,
     check_sizes,
+    check_splats,
     warn_of_rounding,
 )
 from kernels.backends import Backend, choose_backend, compiles_ahead
-from kernels.blending import blend
-from kernels.projection import Splats, project
-
-GAUSSIANS = ("means", "quats", "scales", "opacities", "colors")
-CAMERAS = ("viewmats", "Ks")
+from kernels.projection import Splats
+from kernels.rendering import Render
 
 OVERFLOW = ("warn", "error", "count")
 """What may happen, besides counting, where intersections don't fit the capacity."""
-
-
-class Render(NamedTuple):
-    """Images that `rasterize` made."""
-
-    color: Float[Array, "*b H W C"]
-    alpha: Float[Array, "*b H W"]
-    """How much of each pixel the Gaussians cover, 1 minus the final transmittance."""
-    depth: Float[Array, "*b H W"]
-    """Expected depth: camera z averaged with the weights of the colours; 0 where nothing is."""
-    overflow: Int[Array, "*b"]
-    """Intersections with tiles that did not fit the capacity, and so weren't drawn: 0 in order."""
 
 
 def rasterize(
@@ -65,36 +45,46 @@ def rasterize(
     opacities: Float[ArrayLike, "*g N"],
     colors: Float[ArrayLike, "*p N C"] | None,
     viewmats: Float[ArrayLike, "*b 4 4"],
-    Ks: Float[ArrayLike, "*b 3 3"],
+    Ks: Float[ArrayLike, "*k 3 3"],
     *,
     width: int,
     height: int,
     sh: Float[ArrayLike, "*g N K C"] | None = None,
-    background: Float[ArrayLike, "*k C"] | None = None,
+    background: Float[ArrayLike, "*s C"] | None = None,
     near: float = 0.01,
     antialiased: bool = False,
+    camera_model: str = "pinhole",
+    radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
     backend: str = "auto",
     capacity: int | None = None,
     overflow: str = "warn",
 ) -> Render:
     """Render images of 3D Gaussians; differentiable in every array, and fine under jit and vmap.
 
+    To the bit what `blend(project(...), colors, ...)` renders.
+
     Args:
-      means: centres in world units. The leading shape *g of the five arrays of Gaussians is the
-        cameras' *b (each image has its own Gaussians) or none (all images share them).
+      means: centres in world units. The leading shape *g of the arrays of Gaussians is the cameras'
+        *b (each image has its own Gaussians), none (all images share them), or a beginning of *b:
+        [S, N, ...] with cameras [S, V, ...] are S scenes of V views each.
       quats: rotations (w, x, y, z), normalised here.
       scales: standard deviations along the rotated axes, world units.
       opacities: in [0, 1].
-      colors: any number of channels, any range; blended as they are. With the Gaussians' leading
-        shape or the cameras': shared Gaussians may have a colour for each camera.
+      colors: any number of channels, any range; blended as they are. *p is *b, a beginning of it or
+        none: shared Gaussians may have a colour for each camera.
       viewmats: world to camera, OpenCV axes (x right, y down, z forward).
-      Ks: intrinsics in pixels; no skew.
+      Ks: intrinsics in pixels; no skew. *k is *b, a beginning of it or none (one for all).
       width, height: size of the images in pixels.
       sh: instead of `colors` (then None), coefficients of spherical harmonics of degree 0 to 3
         (K = 1, 4, 9 or 16), evaluated for each camera by `harmonics.shade`.
-      background: colours behind everything, per image (*k is *b) or for all; None is 0.
+      background: colours behind everything, with a leading shape as `Ks`; None is 0.
       near: Gaussians nearer than this z are not drawn (those at it are); a number over 0.
       antialiased: dim splats that are smaller than a pixel (Mip-Splatting).
+      camera_model: "pinhole"; "ortho", whose K has pixels to a world unit for focal lengths; or
+        "fisheye", equidistant, up to 180 degrees.
+      radial_coeffs, tangential_coeffs: OpenCV's distortion, with a leading shape as `Ks`: up to 6
+        (k1 to k6) and 2 (p1, p2) for a pinhole camera, up to 4 and none for a fisheye.
       backend: one of `backends.BACKENDS`, or "auto" for the best that runs on JAX's default device.
       capacity: room for intersections of Gaussians with tiles, in each image. None: outside of
         `jax.jit` they are counted first; inside, where values aren't known, it is what Gaussians
@@ -115,87 +105,131 @@ def rasterize(
         values aren't known), NaN or infinite values: the message names the array.
       BackendUnavailableError: the backend asked for cannot run here.
     """
-    check_sizes(width=width, height=height, capacity=1 if capacity is None else capacity)
-    check_near(near)
-    if overflow not in OVERFLOW:
-        raise ValueError(f"overflow is {overflow!r}; expected one of {', '.join(OVERFLOW)}")
-    if overflow == "warn" and compiles_ahead():
-        overflow = "count"  # A callback can be compiled only for the devices of this process.
-    warn_of_rounding(means, scales)
-    settings = {
-        **{"width": int(width), "height": int(height)},
-        **{"near": float(near), "antialiased": bool(antialiased)},
-    }
+    settings = _projection_settings(width, height, near, antialiased, camera_model)
     if (colors is None) == (sh is None):
         raise ValueError("expected either colors or sh, and None for the other")
-    gaussians = {
-        "means": means,
-        "quats": quats,
-        "scales": scales,
-        "opacities": opacities,
-        **({"colors": colors} if sh is None else {"sh": sh}),
-    }
-    cameras = {"viewmats": viewmats, "Ks": Ks}
-    if background is None:
-        background = np.zeros(jnp.shape(colors if sh is None else sh)[-1:], np.float32)
+    painted = {"colors": colors} if sh is None else {"sh": sh}
+    warn_of_rounding(means, scales)
     with modes.standard():
-        inputs = {
-            name: jnp.asarray(a, jnp.float32)
-            for name, a in {**gaussians, **cameras, "background": background}.items()
-        }
-        batch = check_shapes(inputs)
-        chosen = choose_backend(backend)
+        inputs = _as_float32(
+            **_scene(
+                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
+            ),
+            **painted,
+            background=_or_black(background, *painted.values()),
+        )
+        batch = _check_scene(inputs, camera_model)
+        check_painted(inputs, batch, inputs["means"].shape[-2])
+        blending = _blending_settings(width, height, backend, capacity, overflow)
 
-        def render(inputs, capacity):
-            return _render_batch(inputs, batch, chosen, capacity, overflow, settings)
+        def render(inputs):
+            batch = inputs["viewmats"].shape[:-2]
+            splats = rendering.project(_only(inputs, SCENE), batch=batch, **settings)
+            if "sh" in inputs:
+                shaded = _only(inputs, ("sh", "means", "viewmats"))
+                inputs = inputs | {"colors": rendering.shade(shaded, batch=batch)}
+            return rendering.blend(splats, _only(inputs, PAINT), **blending)
 
-        if meshes.is_explicit(inputs["viewmats"]):
-            return meshes.map_images(render, inputs, batch, capacity)
-        check_finite(inputs)
-        return render(inputs, capacity)
-
-
-def _render_batch(inputs, batch, backend, capacity, overflow, settings) -> Render:
-    """One flat axis of images; Gaussians have it or not."""
-    batch = inputs["viewmats"].shape[: len(batch)]
-    if "sh" in inputs:
-        inputs = _shade(inputs, batch)
-    images, channels = math.prod(batch), inputs["colors"].shape[-1]
-    flat, shared = _flatten(inputs, batch)
-    background = jnp.broadcast_to(inputs["background"], (*batch, channels))
-    flat["background"] = background.reshape(images, channels)
-    if flat["means"].shape[-2] == 0 or images == 0:
-        capacity = 1
-    elif capacity is None:
-        capacity, counted = choose_capacity(flat, shared, backend, settings)
-        overflow = "count" if counted else overflow
-    out = _render(
-        flat, shared=shared, backend=backend, capacity=capacity, overflow=overflow, **settings
-    )
-    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
+        return _run(render, inputs, like="viewmats")
 
 
-def _flatten(inputs: dict[str, Array], batch: tuple[int, ...]) -> tuple[dict[str, Array], bool]:
-    """Cameras with one axis of images, and Gaussians too unless they are shared; and whether."""
-    shared = inputs["means"].ndim == 2
-    flat, images = dict(inputs), math.prod(batch)
-    own = [] if shared else ["means", "quats", "scales", "opacities"]
-    own += ["colors"] if inputs["colors"].ndim > 2 else []
-    for name in (*own, *CAMERAS):
-        flat[name] = inputs[name].reshape(images, *inputs[name].shape[len(batch) :])
-    return flat, shared
+def project(
+    means: Float[ArrayLike, "*g N 3"],
+    quats: Float[ArrayLike, "*g N 4"],
+    scales: Float[ArrayLike, "*g N 3"],
+    opacities: Float[ArrayLike, "*g N"],
+    viewmats: Float[ArrayLike, "*b 4 4"],
+    Ks: Float[ArrayLike, "*k 3 3"],
+    *,
+    width: int,
+    height: int,
+    near: float = 0.01,
+    antialiased: bool = False,
+    camera_model: str = "pinhole",
+    radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+) -> Splats:
+    """The first step of `rasterize`: Gaussians as each image sees them. Arguments as there.
+
+    `Splats` are a pytree of arrays [*b, N, ...], so their gradients are had by splitting the chain:
+
+        splats, pull = jax.vjp(lambda g: project(*g, viewmats, Ks, **size), gaussians)
+        d_splats = jax.grad(lambda s: loss(blend(s, colors, **size)))(splats)
+        (d_gaussians,) = pull(d_splats)
+
+    `d_splats.means` are the gradients of the projected means, in 1/pixels, that densification goes
+    by (Kerbl et al., 2023); `blend` says how their absolute sums are had. `splats.radii` and
+    `splats.visible(width, height)` say how large a splat is and whether it is in the image. Who
+    does not ask pays for none of these.
+
+    Raises: as `rasterize`.
+    """
+    settings = _projection_settings(width, height, near, antialiased, camera_model)
+    warn_of_rounding(means, scales)
+    with modes.standard():
+        inputs = _as_float32(
+            **_scene(
+                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
+            )
+        )
+        _check_scene(inputs, camera_model)
+
+        def run(inputs):
+            return rendering.project(inputs, batch=inputs["viewmats"].shape[:-2], **settings)
+
+        return _run(run, inputs, like="viewmats")
 
 
-def _shade(inputs: dict[str, Array], batch: tuple[int, ...]) -> dict[str, Array]:
-    """`colors` of each image in place of `sh`."""
-    inputs, images = dict(inputs), math.prod(batch)
-    sh, means = inputs.pop("sh"), inputs["means"]
-    own = None if means.ndim == 2 else 0
-    if own == 0:
-        sh, means = (a.reshape(images, *a.shape[len(batch) :]) for a in (sh, means))
-    viewmats = inputs["viewmats"].reshape(images, 4, 4)
-    colors = jax.vmap(harmonics.shade, (own, own, 0))(sh, means, viewmats)
-    return inputs | {"colors": colors.reshape(*batch, *colors.shape[1:])}
+def blend(
+    splats: Splats,
+    colors: Float[ArrayLike, "*p N C"],
+    *,
+    width: int,
+    height: int,
+    background: Float[ArrayLike, "*s C"] | None = None,
+    absgrad: Float[ArrayLike, "*b N 2"] | None = None,
+    backend: str = "auto",
+    capacity: int | None = None,
+    overflow: str = "warn",
+) -> Render:
+    """The second step of `rasterize`: sort and blend splats. Arguments as there, and:
+
+    Args:
+      splats: what `project` made for the same `width` and `height`. Differentiable in all but the
+        order that `depths` give; `depths` have the gradients of `Render.depth`.
+      absgrad: zeros, whose *gradient* is the sum over the pixels of the absolute values of what
+        each pixel adds to the gradient of `splats.means`, in 1/pixels (Ye et al., AbsGS, 2024;
+        gsplat's `absgrad`):
+
+            def loss_of(splats, absgrad):
+                return loss(blend(splats, colors, absgrad=absgrad, **size))
+
+            zeros = jnp.zeros_like(splats.means)
+            d_splats, absolute = jax.grad(loss_of, argnums=(0, 1))(splats, zeros)
+
+        Their values are not read. Of the backends `xla` and `pallas_gpu` have it.
+
+    Raises: as `rasterize`; ValueError too for `absgrad` on a backend that has none.
+    """
+    check_sizes(width=width, height=height)
+    with modes.standard():
+        fields = _as_float32(**splats._asdict())
+        painted = {} if absgrad is None else {"absgrad": absgrad}
+        paint = _as_float32(colors=colors, background=_or_black(background, colors), **painted)
+        check_painted(paint, *check_splats(fields))
+        settings = _blending_settings(width, height, backend, capacity, overflow)
+        chosen = settings["backend"]
+        if absgrad is not None and not chosen.has_absgrad:
+            raise ValueError(
+                f"absgrad is not computed by backend {chosen.name!r}; expected 'xla' or "
+                "'pallas_gpu', or None"
+            )
+
+        def run(inputs):
+            splats = Splats(*(inputs[name] for name in Splats._fields))
+            return rendering.blend(splats, _only(inputs, PAINT), **settings)
+
+        return _run(run, {**fields, **paint}, like="depths")
 
 
 def count_capacity(
@@ -204,118 +238,91 @@ def count_capacity(
     scales: Float[ArrayLike, "*g N 3"],
     opacities: Float[ArrayLike, "*g N"],
     viewmats: Float[ArrayLike, "*b 4 4"],
-    Ks: Float[ArrayLike, "*b 3 3"],
+    Ks: Float[ArrayLike, "*k 3 3"],
     *,
     width: int,
     height: int,
     near: float = 0.01,
     antialiased: bool = False,
+    camera_model: str = "pinhole",
+    radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
     backend: str = "auto",
 ) -> int:
     """The `capacity` that `rasterize` needs for a scene, up to a quarter more: not under `jit`.
 
     Arguments as for `rasterize`. For scenes that change, as in training, leave room for growth.
     """
+    settings = _projection_settings(width, height, near, antialiased, camera_model)
+    with modes.standard():
+        inputs = _as_float32(
+            **_scene(
+                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
+            )
+        )
+        batch = _check_scene(inputs, camera_model)
+        splats = rendering.project(inputs, batch=batch, **settings)
+        chosen = choose_backend(backend)
+        return rendering.choose_capacity(splats, chosen, width=width, height=height)[0]
+
+
+SCENE = (*rendering.GAUSSIANS, *rendering.CAMERAS)
+PAINT = ("colors", "background", "absgrad")
+
+
+def _scene(*arrays: ArrayLike | None) -> dict[str, ArrayLike]:
+    """Arrays by their names; no coefficients are none."""
+    none = np.zeros(0, np.float32)
+    return {
+        name: none if array is None else array for name, array in zip(SCENE, arrays, strict=True)
+    }
+
+
+def _check_scene(inputs: dict[str, Array], camera_model: str) -> tuple[int, ...]:
+    """The leading shape of the images."""
+    batch = check_shapes(inputs)
+    counts = (inputs[name].shape[-1] for name in ("radial_coeffs", "tangential_coeffs"))
+    check_camera(camera_model, *counts)
+    return batch
+
+
+def _only(inputs: dict[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+    return {name: inputs[name] for name in names if name in inputs}
+
+
+def _as_float32(**arrays: ArrayLike) -> dict[str, Array]:
+    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+
+
+def _or_black(background: ArrayLike | None, colors: ArrayLike) -> ArrayLike:
+    return np.zeros(jnp.shape(colors)[-1:], np.float32) if background is None else background
+
+
+def _projection_settings(width, height, near, antialiased, camera_model) -> dict:
     check_sizes(width=width, height=height)
     check_near(near)
-    with modes.standard():
-        arrays = (means, quats, scales, opacities, jnp.zeros((*jnp.shape(means)[:-1], 1)))
-        inputs = dict(zip(GAUSSIANS, arrays, strict=True)) | {"viewmats": viewmats, "Ks": Ks}
-        inputs = {name: jnp.asarray(a, jnp.float32) for name, a in inputs.items()}
-        batch = check_shapes(inputs | {"background": jnp.zeros(1)})
-        flat, shared = _flatten(inputs, batch)
-        settings = {"width": width, "height": height, "near": near, "antialiased": antialiased}
-        return choose_capacity(flat, shared, choose_backend(backend), settings)[0]
+    return {
+        **{"width": int(width), "height": int(height)},
+        **{"near": float(near), "antialiased": bool(antialiased), "camera_model": camera_model},
+    }
 
 
-def choose_capacity(flat, shared: bool, backend: Backend, settings: dict) -> tuple[int, bool]:
-    """Slots an image: counted where values are known, else by number of Gaussians and tiles.
-
-    And whether they were counted.
-    """
-    shape = {"width": settings["width"], "height": settings["height"], "tile": backend.tile}
-    num = flat["means"].shape[-2]
-    try:
-        slots = int(_count(flat, shared=shared, tile=backend.tile, **settings))
-    except jax.errors.ConcretizationTypeError:
-        return binning.default_capacity(num, **shape), False
-    binning.check_memory(slots, num, len(flat["viewmats"]))
-    return binning.round_capacity(slots), True
+def _blending_settings(width, height, backend, capacity, overflow) -> dict:
+    check_sizes(capacity=1 if capacity is None else capacity)
+    if overflow not in OVERFLOW:
+        raise ValueError(f"overflow is {overflow!r}; expected one of {', '.join(OVERFLOW)}")
+    if overflow == "warn" and compiles_ahead():
+        overflow = "count"  # A callback can be compiled only for the devices of this process.
+    chosen: Backend = choose_backend(backend)
+    return {
+        **{"width": int(width), "height": int(height), "backend": chosen},
+        **{"capacity": capacity, "overflow": overflow},
+    }
 
 
-def _project_images(flat, shared: bool, **settings) -> Splats:
-    """`project` for every image: Splats with a leading image axis."""
-    own = None if shared else 0
-    names = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
-    one = functools.partial(project, **settings)
-    painted = 0 if flat["colors"].ndim == 3 else None
-    return jax.vmap(one, in_axes=(own,) * 4 + (painted, 0, 0))(*(flat[name] for name in names))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("shared", "tile", "width", "height", "near", "antialiased")
-)
-def _count(flat, *, shared, tile, width, height, near, antialiased):
-    splats = _project_images(
-        flat, shared, width=width, height=height, near=near, antialiased=antialiased
-    )
-    count = functools.partial(binning.count_slots, width=width, height=height, tile=tile)
-    return jnp.max(jax.vmap(count)(splats))
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        *("shared", "backend", "capacity", "overflow"),
-        *("width", "height", "near", "antialiased"),
-    ),
-)
-def _render(
-    flat, *, shared, backend, capacity, overflow, width, height, near, antialiased
-) -> Render:
-    background = flat["background"][:, None, None]
-    images, channels = flat["background"].shape
-    if flat["means"].shape[-2] == 0 or images == 0:
-        empty = jnp.zeros((images, height, width), jnp.float32)
-        color = jnp.broadcast_to(background, (images, height, width, channels))
-        return Render(color, empty, empty, jnp.zeros(images, jnp.int32))
-    splats = _project_images(
-        flat, shared, width=width, height=height, near=near, antialiased=antialiased
-    )
-    features, alpha, dropped = blend(
-        splats, backend=backend, width=width, height=height, capacity=capacity
-    )
-    if overflow != "count":
-        report = functools.partial(_report_overflow, capacity=capacity, error=overflow == "error")
-
-        def call(dropped):
-            if overflow == "error":
-                io_callback(report, None, dropped)
-            else:
-                jax.debug.callback(report, dropped)
-
-        lax.cond(jnp.any(dropped > 0), call, lambda dropped: None, lax.stop_gradient(dropped))
-    return Render(
-        color=features[..., :-1] + (1.0 - alpha)[..., None] * background,
-        alpha=alpha,
-        depth=features[..., -1] / jnp.maximum(alpha, 1e-10),
-        overflow=dropped,
-    )
-
-
-_reported: set[int] = set()
-
-
-def _report_overflow(dropped, *, capacity: int, error: bool) -> None:
-    """Warns once of a capacity that is too small, or raises."""
-    most = int(np.max(dropped))
-    message = (
-        f"{most} intersections of Gaussians with tiles did not fit an image's capacity of "
-        f"{capacity} and were not drawn: pass a larger `capacity` (`count_capacity` says which), "
-        "or use smaller Gaussians"
-    )
-    if error:
-        raise ValueError(message)
-    if capacity not in _reported:
-        _reported.add(capacity)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+def _run(function, inputs: dict[str, Array], like: str):
+    """`function(inputs)`, with each device its own images where the types say who has which."""
+    if meshes.is_explicit(inputs[like]):
+        return meshes.map_images(function, inputs, like)
+    check_finite(inputs)
+    return function(inputs)

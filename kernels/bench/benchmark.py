@@ -28,7 +28,6 @@ from kernels.bench.rows import Row, format_table, write_json
 from kernels.bench.scenes import Scene
 from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import read_ply
-from kernels.projection import project
 from kernels.writable import make_writable
 
 FORWARD_OPERATIONS = 22
@@ -198,8 +197,9 @@ def count_work(scene: Scene, size: int) -> tuple[float, float]:
     images, channels = len(scene.viewmats), scene.colors.shape[-1] + 1
     intersections = 0
     for image in range(images):
-        own = [a[image] if scene.means.ndim == 3 else a for a in scene[:5]]
-        splats = _project(*own, scene.viewmats[image], scene.Ks[image], size=size)
+        own = [a[image] if scene.means.ndim == 3 else a for a in scene[:4]]
+        cameras = scene.viewmats[image], scene.Ks[image]
+        splats = rasterizer.project(*own, *cameras, width=size, height=size)
         shape = {"width": size, "height": size, "tile": COUNT_TILE}
         intersections += int(binning.count_intersections(splats, **shape).sum())
     pairs = intersections * COUNT_TILE[0] * COUNT_TILE[1]
@@ -208,11 +208,6 @@ def count_work(scene: Scene, size: int) -> tuple[float, float]:
     pixels = 4 * images * size * size * (channels + 1)
     operations = pairs * (FORWARD_OPERATIONS + BACKWARD_OPERATIONS + 6 * channels)
     return 3.0 * gaussians + 2 * splats + 2 * pixels, float(operations)
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def _project(*scene, size):
-    return project(*scene, width=size, height=size, near=0.01, antialiased=False)
 
 
 def measure_bandwidth() -> float:

@@ -115,7 +115,7 @@ def count_lists(scene: Scene, width: int, height: int) -> Lists:
     own = scene.means.ndim == 3
     lists = []
     for image in range(len(scene.viewmats)):
-        gaussians = [a[image] if own else a for a in scene[:5]]
+        gaussians = [a[image] if own else a for a in scene[:4]]
         size = {"width": width, "height": height}
         splats, per_block = _count_blocks(
             *gaussians, scene.viewmats[image], scene.Ks[image], **size
@@ -130,7 +130,7 @@ def count_lists(scene: Scene, width: int, height: int) -> Lists:
 @functools.partial(jax.jit, static_argnames=("width", "height"))
 def _count_blocks(*scene, width, height):
     """The splats of one image, and how many bounding boxes touch each block."""
-    splats = rasterizer.project(*scene, width=width, height=height, near=0.01, antialiased=False)
+    splats = rasterizer.project(*scene, width=width, height=height)
     blocks = binning.grid(width, height, BLOCK_PIXELS)
     first, counts, _ = binning.tile_boxes(splats, width, height, BLOCK_PIXELS)
     block = jnp.stack(jnp.meshgrid(*map(jnp.arange, blocks), indexing="ij"), -1).reshape(-1, 1, 2)

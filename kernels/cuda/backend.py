@@ -12,7 +12,7 @@ from jax.ffi import ffi_call
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.backends import Backend, Blend, missing_nvidia_gpu
+from kernels.backends import Backend, Blend, Gradients, missing_nvidia_gpu
 from kernels.projection import Splats
 
 TILE = (8, 8)
@@ -56,7 +56,14 @@ def unavailable() -> str | None:
     return None
 
 
-def _forward(splats: Splats, *, width: int, height: int, capacity: int):
+def _forward(
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+):
     images, num = splats.depths.shape
     binning.check_rows(images, capacity)
     across, down = binning.grid(width, height, TILE)
@@ -78,45 +85,55 @@ def _forward(splats: Splats, *, width: int, height: int, capacity: int):
     )
     *lists, spans, overflow = bins(geometry, jnp.concatenate([first, counts], -1))
     blended = []
-    for features in _chunks(splats.features):
+    for part in _chunks(features):
         composite = ffi_call(
             FORWARD,
             [
-                floats(images, height, width, features.shape[-1]),
+                floats(images, height, width, part.shape[-1]),
                 floats(images, height, width),
                 floats(images, height, width),
                 ints(images, height, width),
             ],
         )
         # Every chunk of features sees the same weights.
-        chunk, alpha, transmittance, last = composite(geometry, features, *lists)
+        chunk, alpha, transmittance, last = composite(geometry, part, *lists)
         blended.append(chunk)
-    features = jnp.concatenate(blended, -1)[..., : splats.features.shape[-1]]
-    return Blend(features, alpha, overflow), (*lists, spans, transmittance, last)
+    blended = jnp.concatenate(blended, -1)[..., : features.shape[-1]]
+    return Blend(blended, alpha, overflow), (*lists, spans, transmittance, last)
 
 
 def _backward(
-    splats: Splats, blend: Blend, residuals, d_features, d_alpha, *, width, height, capacity
-) -> Splats:
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    blend: Blend,
+    residuals,
+    d_features: Float[Array, "images H W F"],
+    d_alpha: Float[Array, "images H W"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+    absgrad: bool,
+) -> Gradients:
+    del blend, width, height, capacity, absgrad
     *lists, spans, transmittance, last = residuals
     geometry = _pack(splats)
     floats, _ = _shapes(geometry)
     d_geometry, d_chunks = 0.0, []
-    for features, d_chunk in zip(_chunks(splats.features), _chunks(d_features), strict=True):
-        composite = ffi_call(BACKWARD, [floats(*geometry.shape), floats(*features.shape)])
+    for part, d_chunk in zip(_chunks(features), _chunks(d_features), strict=True):
+        composite = ffi_call(BACKWARD, [floats(*geometry.shape), floats(*part.shape)])
         d_part, d_splat_features = composite(
-            geometry, features, *lists, spans, transmittance, last, d_chunk, d_alpha
+            geometry, part, *lists, spans, transmittance, last, d_chunk, d_alpha
         )
         d_geometry += d_part
         d_chunks.append(d_splat_features)
         # Gradients add up over chunks; what comes through alpha is in the first already.
         d_alpha = jnp.zeros_like(d_alpha)
-    return Splats(
+    return Gradients(
         means=d_geometry[..., 0:2],
         cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
-        depths=d_geometry[..., 6],
-        features=jnp.concatenate(d_chunks, -1)[..., : splats.features.shape[-1]],
+        features=jnp.concatenate(d_chunks, -1)[..., : features.shape[-1]],
     )
 
 

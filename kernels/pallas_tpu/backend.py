@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
-from kernels.backends import Backend, Blend, platform
+from kernels.backends import Backend, Blend, Gradients, platform
 from kernels.pallas_tpu.composite import blend_tiles, blend_tiles_backward
 from kernels.pallas_tpu.lists import merge, split
 from kernels.pallas_tpu.members import WORD, Split, owners, pack_bits, plan, tile_members
@@ -50,21 +50,23 @@ class TileLists(NamedTuple):
     """How the blocks' splats were split among their tiles."""
 
 
-def chunk_rows(splats: Splats, order: Int[Array, "N"]) -> Float[Array, "chunks R 128"]:
+def chunk_rows(
+    splats: Splats, features: Float[Array, "N F"], order: Int[Array, "N"]
+) -> Float[Array, "chunks R 128"]:
     """The splats of one image in chunks of 128 in the order given.
 
     Rows: x, y, p, q, r, opacity, two zeros, the features, a one (whose blend is the alpha), zeros.
     """
-    num, features = splats.features.shape
+    num, channels = features.shape
     fields = [splats.means, splats.cholesky, splats.opacities[:, None]]
-    width = GEOMETRY + -(-(features + 1) // 8) * 8
+    width = GEOMETRY + -(-(channels + 1) // 8) * 8
     table = jnp.concatenate(
         [
             *fields,
             jnp.zeros((num, 2)),
-            splats.features,
+            features,
             jnp.ones((num, 1)),
-            jnp.zeros((num, width - GEOMETRY - features - 1)),
+            jnp.zeros((num, width - GEOMETRY - channels - 1)),
         ],
         axis=-1,
     )
@@ -72,23 +74,18 @@ def chunk_rows(splats: Splats, order: Int[Array, "N"]) -> Float[Array, "chunks R
     return rearrange(table, "(chunk lane) row -> chunk row lane", lane=CHUNK)
 
 
-def unpack_rows(rows: Float[Array, "chunks R 128"], features: int) -> Splats:
-    """The splats in the chunks, one after another (depths are 0)."""
-    table = rearrange(rows, "chunk row lane -> row (chunk lane)")
-    return Splats(
-        means=table[0:2].T,
-        cholesky=table[2:5].T,
-        opacities=table[5],
-        depths=jnp.zeros_like(table[5]),
-        features=table[GEOMETRY : GEOMETRY + features].T,
-    )
+def unpack_rows(rows: Float[Array, "chunks R 128"]) -> Float[Array, "R columns"]:
+    """The chunks one after another."""
+    return rearrange(rows, "chunk row lane -> row (chunk lane)")
 
 
 def _block_members(
     rows: Float[Array, "chunks R 128"], width: int, height: int
 ) -> Int[Array, "chunks words 128"]:
     """Which blocks the bounding box of each splat touches."""
-    first, counts, _ = binning.tile_boxes(unpack_rows(rows, 0), width, height, BLOCK_PIXELS)
+    table = unpack_rows(rows)
+    splats = Splats(table[0:2].T, table[2:5].T, table[5], depths=jnp.zeros_like(table[5]))
+    first, counts, _ = binning.tile_boxes(splats, width, height, BLOCK_PIXELS)
     across, down = binning.grid(width, height, BLOCK_PIXELS)
     first, counts = (rearrange(a, "(c lane) xy -> xy c lane", lane=CHUNK) for a in (first, counts))
     words = []
@@ -102,14 +99,20 @@ def _block_members(
 
 @functools.partial(jax.jit, static_argnames=("width", "height", "capacity"))
 def tile_lists(
-    splats: Splats, order: Int[Array, "N"], *, width: int, height: int, capacity: int
+    splats: Splats,
+    features: Float[Array, "N F"],
+    order: Int[Array, "N"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
 ) -> TileLists:
     """Lists of the splats of one image, for every tile in order of blocks.
 
     `order` is theirs by depth; `capacity` is how many entries there is room for.
     """
     num_blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
-    rows = chunk_rows(splats, order)
+    rows = chunk_rows(splats, features, order)
     parents = jnp.array([0, rows.shape[0]], jnp.int32)
     room = capacity // CHUNK + num_blocks
     blocks = plan(_block_members(rows, width, height), parents, room)
@@ -156,44 +159,67 @@ def _cut(image: Float[Array, "H W F"], rows: int) -> Float[Array, "tiles rows 25
     )
 
 
-def _forward(splats: Splats, *, width: int, height: int, capacity: int):
+def _forward(
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+):
     """Blend a batch of images. Residuals: order by depth, and the state that ended each pixel."""
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
-    features = splats.features.shape[-1]
+    channels = features.shape[-1]
 
-    def one_image(splats):
+    def one_image(inputs):
+        splats, features = inputs
         index = jnp.arange(splats.depths.shape[0], dtype=jnp.int32)
         _, order = lax.sort((splats.depths, index), num_keys=1, is_stable=True)
-        lists = tile_lists(splats, order, width=width, height=height, capacity=capacity)
+        lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
         blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
         image = _join(blended, width, height)
         overflow = lists.blocks.dropped + lists.tiles.dropped
-        return Blend(image[..., :features], image[..., features], overflow), (order, state)
+        return Blend(image[..., :channels], image[..., channels], overflow), (order, state)
 
-    return lax.map(one_image, splats)
+    return lax.map(one_image, (splats, features))
 
 
-def _backward(splats: Splats, blend, residuals, d_features, d_alpha, *, width, height, capacity):
-    """Gradients for a batch of images."""
-    del blend
+def _backward(
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    blend: Blend,
+    residuals,
+    d_features: Float[Array, "images H W F"],
+    d_alpha: Float[Array, "images H W"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+    absgrad: bool,
+) -> Gradients:
+    del blend, absgrad
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
-    num, features = splats.features.shape[-2:]
+    num, channels = features.shape[-2:]
 
     def one_image(inputs):
-        splats, (order, state), d_features, d_alpha = inputs
-        lists = tile_lists(splats, order, width=width, height=height, capacity=capacity)
+        splats, features, (order, state), d_features, d_alpha = inputs
+        lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
         d_image = jnp.concatenate([d_features, d_alpha[..., None]], axis=-1)
         d_tiles = _cut(d_image, lists.splats.shape[1] - GEOMETRY)
         d_rows = blend_tiles_backward(
             lists.starts, lists.splats, state, d_tiles, blocks_across=across
         )
         d_rows = merge(merge(d_rows, lists.tiles), lists.blocks)
-        d_splats = unpack_rows(d_rows, features)
+        table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
-        return jax.tree.map(lambda a: a[inverse], d_splats)
+        columns = table.T[inverse]
+        means, cholesky, opacities, _, d_features, _ = jnp.split(
+            columns, [2, 5, 6, GEOMETRY, GEOMETRY + channels], axis=-1
+        )
+        return Gradients(means, cholesky, opacities[:, 0], d_features)
 
-    return lax.map(one_image, (splats, residuals, d_features, d_alpha))
+    return lax.map(one_image, (splats, features, residuals, d_features, d_alpha))
 
 
 def _unavailable() -> str | None:

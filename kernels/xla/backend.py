@@ -20,13 +20,14 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
-from kernels.backends import Backend, Blend
+from kernels.backends import Backend, Blend, Gradients
 from kernels.binning import Bins
 from kernels.projection import MAX_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.xla.tiles import (
     CHUNK,
     PIXELS,
     TILE,
+    absolute_gradients,
     einsum,
     from_moments,
     load_chunk,
@@ -53,22 +54,30 @@ class Residuals(NamedTuple):
     """How many of its tile's intersections a pixel went past, those it skipped included."""
 
 
-def forward(splats: Splats, *, width: int, height: int, capacity: int) -> tuple[Blend, Residuals]:
+def forward(
+    splats: Splats,
+    features: Float[Array, "images N F"],
+    *,
+    width: int,
+    height: int,
+    capacity: int,
+) -> tuple[Blend, Residuals]:
     """See `backends.Backend`."""
     binning.check_rows(len(splats.depths), capacity)
     bins = _sort(splats, width=width, height=height, capacity=capacity)
     blend = functools.partial(_blend, width=width, height=height)
-    features, alpha, transmittance, reached = lax.platform_dependent(
-        splats,
+    blended, alpha, transmittance, reached = lax.platform_dependent(
+        make_table(splats, features),
         bins,
         cpu=functools.partial(blend, block=CPU_BLOCK),
         default=functools.partial(blend, block=BLOCK),
     )
-    return Blend(features, alpha, bins.overflow), Residuals(bins, transmittance, reached)
+    return Blend(blended, alpha, bins.overflow), Residuals(bins, transmittance, reached)
 
 
 def backward(
     splats: Splats,
+    features: Float[Array, "images N F"],
     blend: Blend,
     residuals: Residuals,
     d_features: Float[Array, "images H W F"],
@@ -77,24 +86,28 @@ def backward(
     width: int,
     height: int,
     capacity: int,
-) -> Splats:
+    absgrad: bool,
+) -> Gradients:
     """See `backends.Backend`."""
     del blend, width, height, capacity
     num = splats.depths.shape[1]
     # XLA adds duplicate indices in order on a CPU, but in any order on accelerators: there each
     # intersection has its own row, which are summed in a fixed order afterwards.
+    differentiate = functools.partial(_differentiate, absgrad=absgrad)
     gradients = lax.platform_dependent(
-        splats,
+        make_table(splats, features),
         residuals,
         d_features,
         d_alpha,
-        cpu=functools.partial(_differentiate, block=CPU_BLOCK, add=True),
-        default=functools.partial(_differentiate, block=BLOCK, add=False),
+        cpu=functools.partial(differentiate, block=CPU_BLOCK, add=True),
+        default=functools.partial(differentiate, block=BLOCK, add=False),
     )
-    means, cholesky, opacities, features = jnp.split(
-        rearrange(gradients, "(b n) d -> b n d", n=num), [2, 5, 6], axis=-1
+    means, cholesky, opacities, d_features, absolute = jnp.split(
+        rearrange(gradients, "(b n) d -> b n d", n=num),
+        [2, 5, 6, 6 + features.shape[-1]],
+        axis=-1,
     )
-    return Splats(means, cholesky, opacities[..., 0], jnp.zeros_like(splats.depths), features)
+    return Gradients(means, cholesky, opacities[..., 0], d_features, absolute if absgrad else None)
 
 
 def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
@@ -120,11 +133,11 @@ def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
     )
 
 
-def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
+def _blend(table: Float[Array, "rows columns"], bins: Bins, *, width: int, height: int, block: int):
     """Features [images, H, W, F] and alpha [images, H, W] of all images, and `Residuals`' rest."""
     across, down = binning.grid(width, height, TILE)
-    images, num, features = splats.features.shape
-    table, rows = make_table(splats), make_rows(bins, num)
+    images, features = len(bins.starts), table.shape[1] - 6
+    rows = make_rows(bins, len(table) // images)
     blocks = make_blocks(bins, across, down, block)
 
     def blend_block(block):
@@ -173,14 +186,25 @@ def _blend(splats: Splats, bins: Bins, *, width: int, height: int, block: int):
 
 
 def _differentiate(
-    splats: Splats, residuals: Residuals, d_features, d_alpha, *, block: int, add: bool
-) -> Float[Array, "rows columns"]:
-    """Gradients of mean (2), Cholesky factor (3), opacity and features of all images' splats."""
+    table: Float[Array, "rows columns"],
+    residuals: Residuals,
+    d_features: Float[Array, "images H W F"],
+    d_alpha: Float[Array, "images H W"],
+    *,
+    block: int,
+    add: bool,
+    absgrad: bool,
+) -> Float[Array, "rows gradients"]:
+    """Gradients of the table's rows: mean (2), Cholesky factor (3), opacity and features.
+
+    With `absgrad` two columns more (`backends.Gradients`).
+    """
     height, width = d_alpha.shape[1:]
     across, down = binning.grid(width, height, TILE)
     bins = residuals.bins
     images, capacity = bins.splats.shape
-    table, rows = make_table(splats), make_rows(bins, splats.depths.shape[1])
+    rows = make_rows(bins, len(table) // images)
+    columns = table.shape[1] + 2 * absgrad
     blocks = make_blocks(bins, across, down, block)
 
     def cut(image: Float[Array, "images H W F"]) -> Float[Array, "tiles P F"]:
@@ -234,9 +258,10 @@ def _differentiate(
                 [
                     from_moments(d_sigma, chunk),
                     einsum("kmp,mpf->kmf", weight, d_blended),
+                    *([absolute_gradients(d_sigma, chunk)] if absgrad else []),
                 ],
                 -1,
-            ).reshape(-1, table.shape[-1])
+            ).reshape(-1, columns)
             if add:
                 gradients = gradients.at[chunk.rows.reshape(-1)].add(d_splat)
             else:
@@ -252,7 +277,7 @@ def _differentiate(
         return lax.while_loop(lambda state: state[0] > 0, differentiate_chunk, start)[3], None
 
     size = len(table) if add else images * capacity
-    gradients = jnp.zeros((size, table.shape[-1])) + 0 * blocks.lengths[0, 0]
+    gradients = jnp.zeros((size, columns)) + 0 * blocks.lengths[0, 0]
     gradients, _ = lax.scan(differentiate_block, gradients, blocks)
     if add:
         return gradients
@@ -260,4 +285,4 @@ def _differentiate(
     return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
 
 
-BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None)
+BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None, has_absgrad=True)

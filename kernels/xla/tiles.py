@@ -53,9 +53,11 @@ class Chunk(NamedTuple):
     """The same, whitened (u, v): sigma at the tile's centre is (u^2 + v^2) / 2."""
 
 
-def make_table(splats: Splats) -> Float[Array, "rows columns"]:
+def make_table(
+    splats: Splats, features: Float[Array, "images N F"]
+) -> Float[Array, "rows columns"]:
     """All that blending needs of a splat in one row: mean, Cholesky factor, opacity, features."""
-    columns = (splats.means, splats.cholesky, splats.opacities[..., None], splats.features)
+    columns = (splats.means, splats.cholesky, splats.opacities[..., None], features)
     return rearrange(jnp.concatenate(columns, -1), "b n d -> (b n) d")
 
 
@@ -103,6 +105,17 @@ def _pixel_offsets() -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     """x and y of a tile's pixel centres from the tile's centre."""
     y, x = jnp.mgrid[: TILE[1], : TILE[0]] + 0.5
     return x.reshape(-1) - TILE[0] / 2, y.reshape(-1) - TILE[1] / 2
+
+
+def absolute_gradients(d_sigma: Float[Array, "K M P"], chunk: Chunk) -> Float[Array, "K M 2"]:
+    """The sums over a tile's pixels of what each adds to the means' gradients, taken absolutely."""
+    p, q, r = (chunk.splat[..., i, None] for i in (2, 3, 4))
+    x, y = _pixel_offsets()
+    u, v = chunk.whitened[..., :1] + p * x + q * y, chunk.whitened[..., 1:] + r * y
+    return jnp.stack(
+        [jnp.sum(jnp.abs(d_sigma * a), -1) for a in (p * u, q * u + r * v)],
+        -1,
+    )
 
 
 def from_moments(d_sigma: Array, chunk: Chunk) -> Float[Array, "K M 6"]:

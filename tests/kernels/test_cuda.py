@@ -15,6 +15,7 @@ from random_scenes import (
     random_scenes,
 )
 
+import kernels
 from kernels import binning, blending, rasterize, rasterizer
 from kernels.cuda import BACKEND, backend, build
 from kernels.cuda.backend import TILE
@@ -42,11 +43,10 @@ def emulated(library):
 
 
 def project(seed, images=3, num=30, channels=3, **size):
+    """Splats and features."""
     scenes = random_scenes(seed, images, num, channels, **size)
-    return rasterizer._project_images(
-        dict(zip(scenes._fields, map(jnp.asarray, scenes), strict=True)),
-        shared=False, near=0.01, antialiased=False, **size,
-    )  # fmt: skip
+    splats = kernels.project(*scenes[:4], *scenes[5:], **size)
+    return splats, jnp.concatenate([scenes.colors, splats.depths[..., None]], -1)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_no_lane_depends_on_another_within_a_phase(library):
 
 def test_tiles_list_all_that_reaches_them_and_little_else():
     width, height, capacity = 64, 48, 20_000
-    splats = project(3, num=60, width=width, height=height)
+    splats, features = project(3, num=60, width=width, height=height)
     _, (slots, owners, ranges, *_) = BACKEND.forward(
-        splats, width=width, height=height, capacity=capacity
+        splats, features, width=width, height=height, capacity=capacity
     )
     slots, owners, ranges = (np.asarray(a) for a in (slots.ravel(), owners.ravel(), ranges))
     images, num = splats.depths.shape
@@ -128,7 +128,7 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
 
 def test_what_does_not_fit_the_capacity_is_counted_and_is_the_farthest():
     scenes = random_scenes(5, images=1, num=40, channels=3, **SMALL)
-    splats = project(5, images=1, num=40, **SMALL)
+    splats, _ = project(5, images=1, num=40, **SMALL)
     nearest = np.argsort(splats.depths[0], kind="stable")[:20]
     slots = np.prod(binning.tile_boxes(jax.tree.map(lambda a: a[0], splats), 21, 18, TILE)[1], -1)
     needed, room = slots.sum(), slots[nearest].sum()
@@ -157,25 +157,25 @@ def test_faint_splats_have_the_room_that_is_counted_for_them():
 @pytest.mark.parametrize("capacity", [50, 2000])
 def test_an_image_is_the_same_bits_alone_in_a_batch_and_under_vmap(capacity):
     """Also where the capacity is too small: room is each image's own, counted as `binning` does."""
-    splats = project(11, images=4, num=20, **SMALL)
+    inputs = project(11, images=4, num=20, **SMALL)
 
     @jax.jit
-    def run(splats):
-        def loss(splats):
-            out = blending.blend(splats, backend=BACKEND, capacity=capacity, **SMALL)
+    def run(inputs):
+        def loss(inputs):
+            out = blending.composite(*inputs, backend=BACKEND, capacity=capacity, **SMALL)
             return jnp.sum(out.features**2) + jnp.sum(out.alpha), out
 
-        return jax.grad(loss, has_aux=True)(splats)
+        return jax.grad(loss, has_aux=True)(inputs)
 
-    together = run(splats)
-    alone = jax.tree.map(lambda a: a[:, None], splats)
+    together = run(inputs)
+    alone = jax.tree.map(lambda a: a[:, None], inputs)
     mapped = jax.tree.map(lambda a: a[:, 0], jax.vmap(run)(alone))
     jax.tree.map(np.testing.assert_array_equal, together, mapped)
     each = [run(jax.tree.map(lambda a, i=i: a[i], alone)) for i in range(4)]
     each = jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
     jax.tree.map(np.testing.assert_array_equal, together, each)
 
-    slots = jax.vmap(functools.partial(binning.count_slots, tile=TILE, **SMALL))(splats)
+    slots = jax.vmap(functools.partial(binning.count_slots, tile=TILE, **SMALL))(inputs[0])
     overflow = np.maximum(np.asarray(slots) - capacity, 0)
     np.testing.assert_array_equal(together[1].overflow, overflow)
     assert np.count_nonzero(overflow) == (3 if capacity == 50 else 0)
@@ -195,9 +195,9 @@ def test_gradients_flow_under_shard_map():
 
 
 def test_too_many_intersections_for_an_int32_is_an_error_that_says_so():
-    splats = project(9, images=3, num=2, **SMALL)
+    splats, features = project(9, images=3, num=2, **SMALL)
     with pytest.raises(ValueError, match=r"capacity is 1000000000 for 3 images.*2\^31"):
-        BACKEND.forward(splats, capacity=1_000_000_000, **SMALL)
+        BACKEND.forward(splats, features, capacity=1_000_000_000, **SMALL)
 
 
 def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import binning, count_capacity, rasterize, rasterizer
+from kernels import binning, count_capacity, rasterize, rendering
 
 SIZE = {"width": 9, "height": 9}
 render = functools.partial(rasterize, **SIZE, capacity=64)
@@ -129,7 +129,7 @@ def test_float64_far_from_the_origin_is_warned_of(batch):
 
 
 def test_overflow_is_warned_of_once_raised_or_only_counted(batch, monkeypatch):
-    monkeypatch.setattr(rasterizer, "_reported", set())
+    monkeypatch.setattr(rendering, "_reported", set())
     cut = jax.jit(functools.partial(rasterize, **SIZE, capacity=3), static_argnames="overflow")
 
     def run(overflow):

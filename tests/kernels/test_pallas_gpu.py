@@ -124,25 +124,26 @@ def h100():
     return device
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, channels):
+@pytest.mark.parametrize(("channels", "absgrad"), [(1, False), (3, False), (3, True)])
+def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, channels, absgrad):
     if shutil.which("ptxas") is None:
         pytest.skip("NVIDIA's assembler, ptxas, is not on PATH; install the CUDA toolkit")
     settings = {"width": 40, "height": 30, "capacity": 500}
     forward = functools.partial(BACKEND.forward, **settings)
-    backward = functools.partial(BACKEND.backward, **settings)
+    backward = functools.partial(BACKEND.backward, absgrad=absgrad, **settings)
     rows = [(2,), (3,), (), (), (channels + 1,)]
-    splats = Splats(*(jax.ShapeDtypeStruct((2, 20, *row), jnp.float32) for row in rows))
-    blend, bins = jax.eval_shape(forward, splats)
+    *fields, features = (jax.ShapeDtypeStruct((2, 20, *row), jnp.float32) for row in rows)
+    inputs = Splats(*fields), features
+    blend, bins = jax.eval_shape(forward, *inputs)
 
     def kernels(function, *shapes, **options):
         on_gpu = jax.sharding.SingleDeviceSharding(h100)
         compiled = jax.jit(function, in_shardings=on_gpu).lower(*shapes).compile(options)
         return compiled.as_text().count("__gpu$xla.gpu.triton")
 
-    assert kernels(forward, splats) == 1
+    assert kernels(forward, *inputs) == 1
     fit = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
-    assert kernels(backward, splats, blend, bins, blend.features, blend.alpha, **fit) == 2
+    assert kernels(backward, *inputs, blend, bins, blend.features, blend.alpha, **fit) == 2
 
 
 def gradient_of_each(scenes):

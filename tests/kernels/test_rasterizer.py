@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import backends, rasterize, rasterizer, xla
+from kernels import backends, rasterize, rendering, xla
 from kernels.bench import scenes
 from kernels.binning import round_capacity
 
@@ -35,8 +35,13 @@ def gradients(scene, how="plain"):
 
 
 def assert_all_close(a, b):
-    """The same arithmetic, up to how a compiler orders it."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5), a, b)
+    """The same arithmetic, up to how a compiler orders it: needles' gradients lose digits."""
+
+    def close(x, y):
+        atol = 2e-5 * max(1.0, np.abs(y).max())
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol)
+
+    jax.tree.map(close, a, b)
 
 
 def test_leading_axes_are_images(batch):
@@ -106,9 +111,9 @@ def test_what_does_not_fit_the_capacity_is_counted_and_is_farthest_away():
 
 def test_capacity_is_counted_outside_of_jit_also_under_grad(monkeypatch):
     asked = []
-    original = rasterizer._render
+    original = rendering._blend
     monkeypatch.setattr(
-        rasterizer, "_render", lambda *a, **k: (asked.append(k["capacity"]), original(*a, **k))[1]
+        rendering, "_blend", lambda *a, **k: (asked.append(k["capacity"]), original(*a, **k))[1]
     )
     scene = scenes.sparse(num=300, size=64)
     function = functools.partial(rasterize, width=64, height=64)
@@ -143,7 +148,7 @@ def test_values_that_are_not_finite_are_named(batch, bad):
         (lambda s: s._replace(quats=s.quats[..., :3]), r"quats has shape \(4, 20, 3\); expected"),
         (lambda s: s._replace(opacities=s.opacities[..., None]), "opacities has shape"),
         (lambda s: s._replace(means=s.means[:2]), r"leading shape \(2,\); expected .* \(4,\)"),
-        (lambda s: s._replace(Ks=s.Ks[0]), r"Ks has shape \(3, 3\); expected \(4, 3, 3\)"),
+        (lambda s: s._replace(Ks=s.Ks[:2]), r"Ks has .* expected \(4, 3, 3\) or \(3, 3\)"),
         (lambda s: s._replace(viewmats=s.viewmats[0, 0]), r"viewmats must be \[\*b,4,4\]"),
     ],
 )

@@ -14,9 +14,10 @@ from random_scenes import (
     random_scenes,
 )
 
-from kernels import oracle, rasterize, rasterizer
+from kernels import oracle, project, rasterize, rasterizer
 from kernels.bench import scenes
 from kernels.xla import backend as xla
+from kernels.xla.tiles import make_table
 
 SMALL = {"width": 21, "height": 18}
 
@@ -69,22 +70,21 @@ def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
     """The sum for accelerators, which may not add in any order, is that of the CPU's in order."""
     batch = random_scenes(3, images=3, num=60, channels=3, **SMALL)
     size = {**SMALL, "capacity": 2000}
-    splats = rasterizer._project_images(
-        dict(zip(batch._fields, map(jnp.asarray, batch), strict=True)),
-        shared=False, near=0.01, antialiased=False, **SMALL,
-    )  # fmt: skip
-    blend, residuals = jax.jit(functools.partial(xla.forward, **size))(splats)
+    splats = project(*batch[:4], *batch[5:], **SMALL)
+    features = jnp.concatenate([batch.colors, splats.depths[..., None]], -1)
+    blend, residuals = jax.jit(functools.partial(xla.forward, **size))(splats, features)
     rng = np.random.default_rng(0)
     cotangents = [
         jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (blend.features, blend.alpha)
     ]
     sums = {
-        add: jax.jit(functools.partial(xla._differentiate, block=4, add=add))
+        add: jax.jit(functools.partial(xla._differentiate, block=4, add=add, absgrad=True))
         for add in (True, False)
     }
-    in_order, by_splat = (sums[add](splats, residuals, *cotangents) for add in (True, False))
+    table = make_table(splats, features)
+    in_order, by_splat = (sums[add](table, residuals, *cotangents) for add in (True, False))
     np.testing.assert_allclose(in_order, by_splat, rtol=1e-4, atol=1e-4)
-    again = sums[True](splats, residuals, *cotangents)
+    again = sums[True](table, residuals, *cotangents)
     np.testing.assert_array_equal(in_order, again)
 
 

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
 from data_pipelines.frame import MONOCULAR
-from kernels import rasterize, rasterizer
+from kernels import rasterize, rendering
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -42,9 +42,11 @@ def test_expression_camera_code_and_sink_each_change_the_picture(animator, code)
 def test_pictures_come_one_by_one_as_they_are_asked_for(animator, code, monkeypatch):
     """Nothing is rendered before it is wanted; a film's length takes no memory."""
     rendered = []
-    real = rasterizer.choose_capacity
+    real = rendering.choose_capacity
     monkeypatch.setattr(
-        rasterizer, "choose_capacity", lambda *args: rendered.append(1) or real(*args)
+        rendering,
+        "choose_capacity",
+        lambda *args, **size: rendered.append(1) or real(*args, **size),
     )
     frames = animator.frames(code, np.repeat(EXPRESSIONS, 1000, axis=0), VIEW, K)
     assert not rendered
@@ -170,6 +172,6 @@ def test_a_film_that_cannot_be_meant_gets_a_sentence_before_it_starts(
 
 
 def test_an_image_that_lacks_gaussians_is_an_error(animator, code, monkeypatch):
-    monkeypatch.setattr(rasterizer, "choose_capacity", lambda *args: (8, False))
+    monkeypatch.setattr(rendering, "choose_capacity", lambda *args, **size: (8, False))
     with pytest.raises(ValueError, match=r"images 0 to 2 lack \d+ intersections"):
         animator.render(code, EXPRESSIONS, VIEW, K)
