@@ -38,6 +38,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10"],
     # Both for gs:// paths: gcsfs for checkpoints and logs, google-cloud-storage for tensorboardX.
     "tpu": ["jax[tpu]>=0.10", "gcsfs>=2024.6", "google-cloud-storage>=2.10"],
+    "faces": ["onnx>=1.16", "onnxruntime>=1.20"],
     "view": ["viser>=1.1"],
     "spz": ["gsply>=0.4.6", "zstandard>=0.23"],
     "test": [
@@ -50,6 +51,8 @@ EXTRAS = {
         "hypothesis>=6.100",
         "jax[tpu]>=0.10",
         "moto>=5.0",
+        "onnx>=1.16",
+        "onnxruntime>=1.20",
         "playwright>=1.50",
         "plyfile>=1.1",
         "pygltflib>=1.16",

@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
             dino=1.0,
             sam=1.0,
             perceptual_start=400_000,  # step at which dino and sam set in
+            perceptual_targets=0,  # dino and sam see a random so many of the targets; 0: all
         )
     )
 

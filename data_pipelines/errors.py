@@ -39,5 +39,14 @@ def report_error(error: UserError | OSError) -> int:
     What the operating system refuses (a disk that is gone, a folder that may not be read) is no
     defect of the program either, and may be over by the next time.
     """
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
     return error.status if isinstance(error, UserError) else TRY_AGAIN
+
+
+def one_line(text: str) -> str:
+    """The text in one line that a terminal shows and does not obey.
+
+    Names in strangers' files may hold anything: what is not printable comes as in Python, \\x1b.
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

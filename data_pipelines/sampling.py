@@ -35,10 +35,11 @@ def target_candidates(
     """For each target of the example whose input is `record`, the records it may be, best first.
 
     Multi-view: the first target is of the input's camera, the others of cameras drawn without
-    replacement while there are any, each with its own random timestep of the clip. Monocular: other
-    frames of the clip, without replacement while there are any. A frame is favoured by
-    exp(`jaw_temperature` * jaw angle in radians). The input itself is a target only where its clip
-    (monocular) or its camera (multi-view) has no other frame.
+    replacement while there are any, each with its own random timestep of the clip; a single target
+    is of any camera, as a model that is only ever asked for the view it was given learns nothing of
+    the other sides. Monocular: other frames of the clip, without replacement while there are any. A
+    frame is favoured by exp(`jaw_temperature` * jaw angle in radians). The input itself is a target
+    only where its clip (monocular) or its camera (multi-view) has no other frame.
 
     Only the first candidate is used, unless it is a bad record.
     """
@@ -60,7 +61,10 @@ def target_candidates(
         return [order[t::num_targets] for t in range(num_targets)]
     own = index.camera[record]
     cameras = np.unique(index.camera[frames])
-    cameras = np.concatenate([[own], rng.permutation(cameras[cameras != own])])
+    if num_targets > 1:
+        cameras = np.concatenate([[own], rng.permutation(cameras[cameras != own])])
+    else:
+        cameras = rng.permutation(cameras)
     return [
         by_luck(others[index.camera[others] == camera])
         for camera in np.resize(cameras, num_targets)

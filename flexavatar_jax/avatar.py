@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, one_line
 from flexavatar_jax import cli
 from flexavatar_jax.avatars import film, performances, scenes
 from flexavatar_jax.avatars.animator import Animator
@@ -110,7 +110,7 @@ def info(args: argparse.Namespace) -> None:
         **avatar.notes,
     }
     for name, value in lines.items():
-        print(f"{name:>18}: {str(value)[:200]!s}")
+        print(f"{one_line(name)[:40]:>18}: {one_line(str(value))[:200]}")
 
 
 def render(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import TRY_AGAIN, UserError
+from data_pipelines.errors import TRY_AGAIN, UserError, one_line
 from data_pipelines.files import make_writable
 from kernels.backends import choose_backend
 from kernels.platforms import look_for_no_absent_tpu
@@ -35,7 +35,7 @@ def fail(error: UserError) -> NoReturn:
 
 def say_error(message: str) -> None:
     """Prints `message` as one line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -4,8 +4,10 @@
         --seeds 0,1,2 --workdir runs/search --out runs/search/results
 
 A config is FILE.py, or FILE.py:NAME for one whose `get_config` takes a name. Given again, the
-command goes on where it was stopped; after each run it writes OUT/results.json, OUT/table.md,
-OUT/curves.svg and OUT/orbits_0.png, _1.png (at the end), of the runs there are so far.
+command goes on where it was stopped; after each run it writes OUT/results.json, OUT/table.md and
+OUT/curves.svg of the runs there are so far. At the end come OUT/orbits_0.png, _1.png (two people
+from all round), OUT/poses.png (only the code's head pose turns, then only the camera) and
+OUT/index.html, a page of all this with the first test person's avatars, to be turned by hand.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from PIL import Image
 from data_pipelines.errors import UserError
 from data_pipelines.files import write
 from flexavatar_jax import cli
+from flexavatar_jax.evaluation.comparison_page import write_page
 from flexavatar_jax.evaluation.matrix import (
     curves,
+    markdown,
     read_experiment,
     read_results,
     run_matrix,
     table,
     write_results,
 )
-from flexavatar_jax.evaluation.orbits import orbit_sheet
+from flexavatar_jax.evaluation.orbits import orbit_sheet, pose_sheet
 
 SHOWN_PEOPLE = 2
 
@@ -46,16 +50,15 @@ def compare(configs: list[str], seeds: list[int], workdir: epath.PathLike, out: 
             return status
         results = read_results(experiments, workdir)
         write_results(results, folder)
-        write(folder / "table.md", table(results))
+        write(folder / "table.md", markdown(table(results)))
         write(folder / "curves.svg", curves(experiments, workdir))
         print(f"{name}, seed {seed}: {results[name][str(seed)]['psnr_unseen_all']:.2f} dB")
-    first = {
-        name: epath.Path(workdir) / name / str(seeds[0])
-        for name in read_results(experiments, workdir)
-    }
-    for person in range(SHOWN_PEOPLE):
-        sheet = np.round(255 * orbit_sheet(first, person)).astype(np.uint8)
-        Image.fromarray(sheet).save(str(folder / f"orbits_{person}.png"))
+    results = read_results(experiments, workdir)
+    first = {name: epath.Path(workdir) / name / str(seeds[0]) for name in results}
+    sheets = {f"orbits_{person}.png": orbit_sheet(first, person) for person in range(SHOWN_PEOPLE)}
+    for name, sheet in {**sheets, "poses.png": pose_sheet(first)}.items():
+        Image.fromarray(np.round(255 * sheet).astype(np.uint8)).save(str(folder / name))
+    write_page(folder, results, list(sheets), first)
     return status
 
 

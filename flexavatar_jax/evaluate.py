@@ -9,8 +9,9 @@ Beside PSNR and SSIM it measures whether the head is whole (mask IoU), whether i
 (identity rank-1), whether the mouth follows the code, and whether head pose in the code changes
 what it must not. If the training data are there, two references stand beside: the best constant,
 the mean training image of the same sector of view, and the nearest training person. A third, the
-best avatar code there is, takes minutes: `--upper_bound`. Writes metrics.json and report/index.html
-into the run's folder, or into `--out`.
+best avatar code there is, takes minutes: `--upper_bound`. `--csim FILE.onnx` and `--akd FILE.onnx`
+compare identities and keypoints by networks of your own (`evaluation.faces`). Writes metrics.json
+and report/index.html into the run's folder, or into `--out`.
 
 Of a set with one picture of everybody, such as portraits of one's own, there is no other view to
 predict: the input itself is rendered again. Its scores are called `input` (`psnr_input_all`), and
@@ -42,6 +43,7 @@ from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.entanglement import steadiness
+from flexavatar_jax.evaluation.faces import FaceScores, faces_in_words, mean_scores
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.metrics import (
@@ -77,6 +79,8 @@ def evaluate(
     *,
     out: epath.PathLike = "",
     upper_bound: bool = False,
+    csim: str = "",
+    akd: str = "",
 ) -> dict:
     """Runs the evaluation that the run's config describes; returns the metrics it wrote.
 
@@ -87,9 +91,10 @@ def evaluate(
       dinov2: instead of the config's `frozen.dinov2_base`.
       out: the folder for metrics and report, instead of the run's.
       upper_bound: also fit a code to all views of each person, see `references.fitted_views`.
+      csim, akd: ONNX files of an ArcFace and of a keypoint network, see `evaluation.faces`.
 
     Raises:
-      UserError: no run, checkpoint or data set there, or a damaged one; or the
+      UserError: no run, checkpoint, data set or network there, or a damaged one; or the
         data set's images are smaller than the model's.
     """
     config = read_config(workdir)
@@ -108,6 +113,7 @@ def evaluate(
             f"{report} cannot be written ({reason}); move it away, or make it writable",
             status=TRY_AGAIN,
         ) from error
+    faces = FaceScores(csim, akd)
     loaded = load_model(workdir, step, dinov2)
     people = read_people(test_set, config.eval.people, config.eval.images_per_person, size)
     shown_again = all(person.shows_input for person in people)
@@ -118,7 +124,7 @@ def evaluate(
     animator = Animator(loaded, backend=config.rasterizer)
 
     clips = [read_clip(test_set, person, size) for person in people]
-    shown, rows, codes, driven = [], [], [], []
+    shown, rows, codes, driven, alike = [], [], [], [], []
     progress = tqdm(people, desc="rendering test people", unit="person")
     for person, clip in zip(progress, clips, strict=True):
         source = person.input
@@ -141,6 +147,8 @@ def evaluate(
             for name, images in compared.items()
             for measure, values in score(images, truths).items()
         }
+        cameras = [np.stack([getattr(t, x) for t in person.targets]) for x in ("cam2head", "K")]
+        alike.append(faces(predictions, truths, *cameras))
         scores[f"iou_{views}"] = mask_iou(alpha, np.stack([t.mask for t in person.targets]))
         for i, name in enumerate(sectors):
             rows.append((name, {key: float(values[i]) for key, values in scores.items()}))
@@ -156,7 +164,7 @@ def evaluate(
         metrics["self_reconstruction"] = SELF_RECONSTRUCTION
     else:
         metrics |= identity_by_sector(animator, people, codes, size)
-    metrics |= expression_following(clips, driven)
+    metrics |= mean_scores(alike) | expression_following(clips, driven)
     metrics |= {
         "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),
         "steadiness": steadiness(animator, people, codes, size),
@@ -225,10 +233,14 @@ def main() -> None:
             dataset=FLAGS.dataset,
             dinov2=FLAGS.dinov2,
             lpips=FLAGS.lpips,
+            csim=FLAGS.csim,
+            akd=FLAGS.akd,
         )
         print_rows(metrics)
         return
     if FLAGS.shots:
+        if FLAGS.csim or FLAGS.akd:
+            raise UserError("--shots measures without --csim and --akd; leave them out")
         shots = [int(count) for count in FLAGS.shots]
         table = evaluate_few_shots(
             FLAGS.workdir,
@@ -249,6 +261,8 @@ def main() -> None:
         FLAGS.dinov2,
         out=FLAGS.out,
         upper_bound=FLAGS.upper_bound,
+        csim=FLAGS.csim,
+        akd=FLAGS.akd,
     )
     views = "input" if "self_reconstruction" in metrics else "unseen"
     for name in ("all", *SECTORS):
@@ -265,6 +279,8 @@ def main() -> None:
             print(f"{name:>5}: {', '.join(scores)}")
     if "mouth_correlation" in metrics:
         print(f"mouth: changes with the truth's, correlation {metrics['mouth_correlation']:.2f}")
+    if said := faces_in_words(metrics):
+        print(f"faces: {said}")
     for key in ("self_reconstruction", "no_constant"):
         if key in metrics:
             print(metrics[key])
@@ -285,6 +301,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("fit", 0, "With --shots or --protocol: steps of a fit.")
     flags.DEFINE_enum("protocol", "", ["", "vfhq"], "Instead: that of VFHQ-Test.")
     flags.DEFINE_string("lpips", "", "With --protocol: weights of LPIPS (VGG16).")
+    flags.DEFINE_string("csim", "", "An ArcFace network (ONNX): similarity of identities.")
+    flags.DEFINE_string("akd", "", "A keypoint network (ONNX): distance of facial keypoints.")
     flags.register_validator(
         "shots", lambda shots: all(s.isdecimal() for s in shots), "expected numbers, such as 1,4,16"
     )

@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """An option for each argument of `procedural_sets`."""
     for name, default in _OPTIONS.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help="default: %(default)s"
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help="default: %(default)s",
         )
 
 

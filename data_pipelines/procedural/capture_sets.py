@@ -2,7 +2,9 @@
 
 - `procedural_monocular`: many people, each before one camera that stands nearly in front while the
   head turns. As real trackers report it, the turn is in the expression code (neck, R, t), so the
-  code tells where the camera stands: the leak that bias sinks absorb.
+  code tells where the camera stands: the leak that bias sinks absorb. Trackers of one camera's
+  video may report a part of the turn only (`reported_turn`; code and camera then err alike), and
+  take heads for larger and farther than they are (`reported_size`), which one camera can't tell.
 - `procedural_multiview`: few people amid cameras all round. Their heads turn too, so that a code's
   head pose does not tell the source; where the camera stands it does not tell either.
 - `procedural_test`: other people, one camera in front (the input) and others all round.
@@ -24,7 +26,7 @@ from data_pipelines.frame import MONOCULAR, MULTI_VIEW, Frame
 from data_pipelines.procedural.expression import head_to_world
 from data_pipelines.procedural.figure import Figure
 from data_pipelines.procedural.noise import waves
-from data_pipelines.procedural.performance import perform
+from data_pipelines.procedural.performance import as_tracked, perform
 from data_pipelines.procedural.person import sample_person
 from data_pipelines.procedural.renderer import render
 
@@ -46,6 +48,9 @@ class ProceduralSet:
       num_cameras: cameras that see each moment.
       size: side of the pictures in pixels.
       seed: of everything random.
+      reported_turn: of monocular clips, see `performance.as_tracked`.
+      reported_size: how large monocular clips' heads, and how far their cameras, are taken to be,
+        in terms of what they are.
     """
 
     name: str
@@ -54,6 +59,8 @@ class ProceduralSet:
     num_cameras: int
     size: int
     seed: int
+    reported_turn: float = 1.0
+    reported_size: float = 1.0
 
     @property
     def frames_per_clip(self) -> int:
@@ -78,16 +85,20 @@ class ProceduralSet:
         backdrop = _backdrop(rng, self.size)
         for timestep, code in enumerate(codes):
             scene = figure.scene(code)
+            reported = as_tracked(code, self.reported_turn) if monocular else code
             world2head = cameras.invert_rigid(head_to_world(code))
+            reported_world2head = cameras.invert_rigid(head_to_world(reported))
             for camera, (cam2world, K) in views.items():
-                cam2head = world2head @ cam2world
-                image, mask = render(scene, cam2head, K, self.size, backdrop)
+                image, mask = render(scene, world2head @ cam2world, K, self.size, backdrop)
+                cam2head = reported_world2head @ cam2world
+                if monocular:
+                    cam2head[:3, 3] *= self.reported_size
                 yield Frame(
                     image=image,
                     mask=mask,
                     cam2head=cam2head.astype(np.float32),
                     K=K.astype(np.float32),
-                    expression=code,
+                    expression=reported,
                     person=self.clip_name(index),
                     sequence="performance",
                     timestep=timestep,
@@ -107,6 +118,8 @@ def procedural_sets(
     multiview_timesteps: int = 8,
     test_timesteps: int = 3,
     num_cameras: int = 16,
+    reported_turn: float = 1.0,
+    reported_size: float = 1.0,
 ) -> list[ProceduralSet]:
     """The three sets.
 
@@ -129,8 +142,23 @@ def procedural_sets(
             raise UserError(f"{name} of the procedural sets must be 1 or more, got {count}")
     if seed < 0:
         raise UserError(f"seed of the procedural sets must be 0 or more, got {seed}")
+    if not 0 <= reported_turn <= 1:
+        raise UserError(f"reported_turn of the procedural sets must be 0 to 1, got {reported_turn}")
+    if not 0.5 <= reported_size <= 2:
+        raise UserError(
+            f"reported_size of the procedural sets must be 0.5 to 2, got {reported_size}"
+        )
     return [
-        ProceduralSet("procedural_monocular", monocular_people, monocular_timesteps, 1, size, seed),
+        ProceduralSet(
+            "procedural_monocular",
+            monocular_people,
+            monocular_timesteps,
+            1,
+            size,
+            seed,
+            reported_turn,
+            reported_size,
+        ),
         ProceduralSet(
             "procedural_multiview", multiview_people, multiview_timesteps, num_cameras, size, seed
         ),

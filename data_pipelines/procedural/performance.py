@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial.transform import Rotation
 
 from data_pipelines import cameras
 from data_pipelines.frame import EXPRESSION_SIZE, expression_part
@@ -71,6 +72,26 @@ def perform(
     codes[:, expression_part("R")] = _sixes(*body.T)
     codes[:, expression_part("t")] = wander(3, 2.5) * [0.006, 0.005, 0.012]
     return codes.astype(np.float32)
+
+
+def as_tracked(code: Float[np.ndarray, "135"], reported_turn: float) -> Float[np.ndarray, "135"]:
+    """The code that a tracker of one camera's video reports of somebody who did `code`.
+
+    From one camera a shallow head that turns far and a deep one that turns less look much the same
+    (the bas-relief ambiguity: Belhumeur, Kriegman and Yuille 1999), and trackers are drawn to the
+    smaller turn.
+
+    Args:
+      reported_turn: the part of the head's turn, its R, that is reported; 1 is the truth.
+    """
+    if reported_turn == 1:
+        return code
+    turn = Rotation.from_matrix(cameras.rotation_from_6d(code[expression_part("R")])).as_rotvec()
+    reported = code.copy()
+    reported[expression_part("R")] = cameras.rotation_to_6d(
+        Rotation.from_rotvec(reported_turn * turn).as_matrix()
+    )
+    return reported
 
 
 def _sixes(pitch: np.ndarray, yaw: np.ndarray, roll: np.ndarray) -> np.ndarray:

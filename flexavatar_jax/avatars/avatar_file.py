@@ -132,11 +132,12 @@ def load_avatar(path: str | os.PathLike) -> Avatar:
             f"{FORMAT_VERSION}; update it"
         )
     for name in _TEXTS:
-        if not isinstance(fields.get(name), str):
+        if not _is_text(fields.get(name)):
             raise UserError(f"{path} is damaged: its {name} is no text; make it again")
     notes = fields.get("notes", {})
     if not isinstance(notes, dict) or not all(
-        isinstance(value, str | int | float) for value in notes.values()
+        _is_text(name) and (isinstance(value, int | float) or _is_text(value))
+        for name, value in notes.items()
     ):
         raise UserError(f"{path} is damaged: its notes are no texts and numbers; make it again")
     _check(arrays, path)
@@ -179,7 +180,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any
 def _check(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     """Raises `UserError` unless all arrays are there, finite and of shapes that fit."""
     if set(arrays) != set(_ARRAYS):
-        names = ", ".join(sorted(set(arrays) ^ set(_ARRAYS)))
+        names = ", ".join(map(_short, sorted(set(arrays) ^ set(_ARRAYS))[: len(_ARRAYS)]))
         raise UserError(f"{path} is no avatar of this format: it lacks, or has too much, {names}")
     sizes: dict[str, int] = {}
     for name, expected in _ARRAYS.items():
@@ -231,13 +232,27 @@ def template_digest(loaded: LoadedModel) -> str:
 
 
 def check_belongs(avatar: Avatar, loaded: LoadedModel, path: object, workdir: object) -> None:
-    """Raises `UserError` unless the avatar was made with these very weights."""
+    """Raises `UserError` unless the avatar was made with these very weights, as it claims."""
     if avatar.checkpoint != fingerprint(loaded) or avatar.template != template_digest(loaded):
         made = f" (made at step {avatar.notes['step']})" if "step" in avatar.notes else ""
         raise UserError(
             f"{path} belongs to another checkpoint{made} than step {loaded.step} of {workdir}; "
             "give the run and --step that it was made with, or create it again"
         )
+    model = loaded.config.model
+    if avatar.code.shape != (model.head_resolution**2, model.width):
+        raise UserError(
+            f"{path} is damaged: its code is {list(avatar.code.shape)}, and its checkpoint's are "
+            f"{[model.head_resolution**2, model.width]}; create it again"
+        )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be shown anywhere: JSON knows strings that are no Unicode."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _short(value: object) -> str:

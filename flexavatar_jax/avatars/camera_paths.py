@@ -22,8 +22,8 @@ def orbit_cameras(
     cam2head: Float[np.ndarray, "4 4"], frames: int
 ) -> Float[np.ndarray, "frames 4 4"]:
     """A camera turned once round the head's vertical axis, starting where it stands."""
-    angles = np.linspace(0, 2 * np.pi, frames, endpoint=False)
-    return np.stack([_turn([0.0, 1.0, 0.0], angle) @ cam2head for angle in angles])
+    angles = np.linspace(0, 360, frames, endpoint=False)
+    return np.stack([turned_camera(cam2head, angle) for angle in angles])
 
 
 def circle_cameras(
@@ -41,6 +41,11 @@ def circle_cameras(
         yaw = _turn([0.0, 1.0, 0.0], np.radians(CIRCLE_YAW) * np.sin(a))
         views.append(yaw @ pitch @ _turn([0.0, 1.0, 0.0], -azimuth) @ cam2head)
     return np.stack(views)
+
+
+def turned_camera(cam2head: Float[np.ndarray, "4 4"], degrees: float) -> Float[np.ndarray, "4 4"]:
+    """A camera turned about the head's vertical axis, towards the person's left."""
+    return _turn([0.0, 1.0, 0.0], np.radians(degrees)) @ cam2head
 
 
 def _turn(axis: list[float], angle: float) -> Float[np.ndarray, "4 4"]:

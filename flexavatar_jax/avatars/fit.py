@@ -250,6 +250,11 @@ def free_memory() -> int | None:
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    return free_host_memory()
+
+
+def free_host_memory() -> int | None:
+    """Bytes free on this machine; None if unknown."""
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)

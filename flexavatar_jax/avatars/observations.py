@@ -14,9 +14,13 @@ from data_pipelines.errors import UserError
 from data_pipelines.frame import Frame
 from data_pipelines.index import is_finished
 from data_pipelines.media import VIDEOS
-from data_pipelines.pixel3dmm import Portrait, TrackedClip, read_clip, read_portrait
+from data_pipelines.pixel3dmm import IMAGE_SIZE, Portrait, TrackedClip, read_clip, read_portrait
 from data_pipelines.shards import PreparedSet
 from data_pipelines.tracker_folders import find_input
+from flexavatar_jax.avatars.fit import free_host_memory
+
+PIXEL_BYTES = 3 + 1 + 3
+"""What a pixel of a picture that an avatar is made from takes: RGB, mask, and RGB on white."""
 
 
 class Observations(NamedTuple):
@@ -51,7 +55,8 @@ def read_observations(sources: Sequence[str], images: int | None = None) -> Obse
         moment. Of several pictures it is all of them.
 
     Raises:
-      UserError: a source that is not there, not tracked, or damaged; fewer frames than `images`.
+      UserError: a source that is not there, not tracked, or damaged; fewer frames than `images`;
+        more pictures than memory holds.
     """
     if images is not None and images < 1:
         raise UserError(f"--images is {images}; expected 1 or more")
@@ -75,6 +80,7 @@ def read_observations(sources: Sequence[str], images: int | None = None) -> Obse
         chosen = np.cumsum([0, *counts[:-1]])
     else:
         chosen = _evenly(sum(counts), images, sources[0])
+    _check_room(len(chosen), IMAGE_SIZE)
     tracked, pictures = [], {}
     for portrait in itertools.chain.from_iterable(clip.read() for clip in clips):
         if len(tracked) in chosen:  # the others' pictures are not kept: a video has thousands
@@ -148,25 +154,31 @@ def read_person(folder: str | Path, name: str, images: int | None = None) -> Obs
     index = data.index
     clip = list(map(str, index.person)).index(name)
     records = np.arange(index.clip_start[clip], index.clip_start[clip + 1])
-    frames = [data.frame(int(i)) for i in records]
-    source = most_frontal(frames, index.timestep[records])
+    first = np.flatnonzero(index.timestep[records] == index.timestep[records].min())
+    frames = [data.frame(int(i)) for i in records[first]]
+    source = int(first[most_frontal(frames, index.timestep[records[first]])])
     order = np.lexsort((index.timestep[records], index.camera[records]))
     others = order[order != source]
     count = 1 if images is None else images
-    if count > len(frames):
-        raise UserError(f"{folder}/{name} has {len(frames)} frames, fewer than --images {count}")
+    if count > len(records):
+        raise UserError(f"{folder}/{name} has {len(records)} frames, fewer than --images {count}")
+    _check_room(count, int(index.image_size))
     chosen = [source, *others[_evenly(len(others), count - 1, name)]]
     # Other cameras saw the same moments: the performance is what the source's camera saw.
     kept = np.flatnonzero(index.camera[records] == index.camera[records[source]])
     kept = np.union1d(kept, chosen)
+    tracked, pictures = [], {}
+    for i in kept:  # a capture has thousands of frames: of the others no picture is kept
+        frame = data.frame(int(records[i]))
+        tracked.append((frame.expression, frame.cam2head, frame.K))
+        if i in chosen:
+            pictures[i] = frame.image, frame.mask
     return Observations(
-        name=name,
-        expressions=np.stack([frames[i].expression for i in kept]),
-        cam2heads=np.stack([frames[i].cam2head for i in kept]),
-        Ks=np.stack([frames[i].K for i in kept]),
+        name,
+        *map(np.stack, zip(*tracked, strict=True)),
         seen=np.searchsorted(kept, chosen).astype(np.int32),
-        images=[frames[i].image for i in chosen],
-        masks=[frames[i].mask for i in chosen],
+        images=[pictures[i][0] for i in chosen],
+        masks=[pictures[i][1] for i in chosen],
     )
 
 
@@ -175,6 +187,16 @@ def most_frontal(frames: Sequence[Frame], timestep: Integer[np.ndarray, "T"]) ->
     first = np.flatnonzero(timestep == timestep.min())
     off = [abs(np.arctan2(*frames[i].cam2head[[0, 2], 3])) for i in first]
     return int(first[np.argmin(off)])
+
+
+def _check_room(images: int, size: int) -> None:
+    """Raises `UserError` if so many pictures, `size` pixels a side, take more than is free."""
+    needed, free = images * size**2 * PIXEL_BYTES, free_host_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{images} images of {size} pixels take {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free: give a smaller --images"
+        )
 
 
 def _evenly(count: int, wanted: int, source: str) -> Int[np.ndarray, "I"]:

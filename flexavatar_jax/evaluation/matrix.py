@@ -93,8 +93,8 @@ def spread_text(values: list[float], digits: int) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def table(results: Results) -> str:
-    """Markdown: a row a config with mean and spread over its seeds, a column a measure and sector.
+def table(results: Results) -> list[list[str]]:
+    """Titles, then a row a config: mean and spread over its seeds, a column a measure and sector.
 
     PSNR and SSIM by sector, then what is measured once.
     """
@@ -111,15 +111,21 @@ def table(results: Results) -> str:
     ]
     some = [metrics for seeds in results.values() for metrics in seeds.values()]
     columns = [column for column in columns if any(column[0] in metrics for metrics in some)]
-    lines = ["| config | seeds | steps |" + "".join(f" {title} |" for _, title, _ in columns)]
-    lines.append("| --- |" * 1 + " --- |" * (len(columns) + 2))
+    rows = [["config", "seeds", "steps", *(title for _, title, _ in columns)]]
     for name, seeds in results.items():
         cells = [name, str(len(seeds)), str(next(iter(seeds.values()))["steps"])]
         for key, _, digits in columns:
             values = [metrics[key] for metrics in seeds.values() if key in metrics]
             cells.append(spread_text(values, digits) if values else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return rows
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row has the titles."""
+    titles, *others = rows
+    lines = [titles, ["---"] * len(titles), *others]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def commit() -> str:

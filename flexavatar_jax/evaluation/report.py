@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from data_pipelines.files import list_folder, write
 from flexavatar_jax.avatars.film import write_film
+from flexavatar_jax.evaluation.faces import faces_in_words
 
 AVATAR_PAGE = "avatar.html"
 """The first person's avatar, to be turned by hand: it lies beside the report and is shown in it."""
@@ -167,6 +168,8 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         if "identity_all" in metrics
         else ""
     )
+    said = faces_in_words(metrics)
+    faces = f"Faces that look at the camera: {said}. " if said else ""
     seen = (
         f"<p><b>{html.escape(metrics['self_reconstruction'].capitalize())}.</b></p>"
         if "self_reconstruction" in metrics
@@ -177,7 +180,7 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         f"<p>{metrics['images']} images of {metrics['people']} people of "
         f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
         f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}. "
-        f"{identity}{mouth}When only the head pose in "
+        f"{identity}{faces}{mouth}When only the head pose in "
         f"the code turns, an avatar stays the same to {metrics['steadiness']:.1f} dB.</p>"
     )
 

@@ -28,13 +28,14 @@ from flexavatar_jax.avatars.create import create_avatar
 from flexavatar_jax.avatars.fit import FitSettings
 from flexavatar_jax.avatars.observations import Observations
 from flexavatar_jax.evaluation import lpips as lpips_module
+from flexavatar_jax.evaluation.faces import FaceScores, mean_scores
 from flexavatar_jax.evaluation.metrics import score
 from flexavatar_jax.frozen.networks import FrozenNetworks, load_perceptual_networks
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
 PUBLISHED = {"psnr": 23.32, "ssim": 0.835, "lpips": 0.099, "csim": 0.828, "akd": 3.007}
-"""FLEX-1 on VFHQ-Test, self-reenactment. CSIM and AKD need networks that are not part of this."""
+"""FLEX-1 on VFHQ-Test, self-reenactment."""
 
 CENTRE_CROP = 5 / 6
 """Of each side: the tracker's crop, without the tenth that portraits are widened by."""
@@ -49,11 +50,13 @@ class ClipScores(NamedTuple):
     Attributes:
       name: of the clip.
       scores: means over its frames, self-reenactment.
+      faces: CSIM and AKD of each frame that shows a face, see `faces.FaceScores`.
       picture: rows of truth, self- and cross-reenactment, [h, w, 3] in [0, 1].
     """
 
     name: str
     scores: dict[str, float]
+    faces: dict[str, list[float]]
     picture: Float[np.ndarray, "h w 3"]
 
 
@@ -66,6 +69,8 @@ def evaluate_vfhq(
     dataset: str = "",
     dinov2: str = "",
     lpips: str = "",
+    csim: str = "",
+    akd: str = "",
 ) -> dict[str, float]:
     """Runs the protocol; writes WORKDIR/vfhq/metrics.json and a picture of each clip.
 
@@ -74,6 +79,7 @@ def evaluate_vfhq(
       step, data_root, dinov2: as `evaluate`.
       dataset: by default "vfhq_test".
       lpips: weights of LPIPS with VGG16 (`evaluation.lpips`); it is left out without.
+      csim, akd: networks of `evaluation.faces`; each is left out without.
 
     Raises:
       UserError: as `evaluate`; a clip of one frame.
@@ -81,18 +87,21 @@ def evaluate_vfhq(
     config = read_config(workdir)
     cli.check_dinov2(dinov2, workdir, config)
     weights = lpips_module.load(lpips, "vgg") if lpips else None
+    faces = FaceScores(csim, akd)
     size = config.model.image_size
     data = open_at_size(epath.Path(data_root or config.data.root) / (dataset or "vfhq_test"), size)
     animator = Animator(load_model(workdir, step, dinov2), backend=config.rasterizer)
     settings = FitSettings(steps=fit_steps) if fit_steps else None
     frozen = load_perceptual_networks(config)
     folder = epath.Path(workdir) / "vfhq"
-    rows = []
-    for clip in clips_of(animator, data, size, settings, frozen, weights):
+    rows, alike = [], []
+    for clip in clips_of(animator, data, size, settings, frozen, weights, faces):
         with writing(folder / f"{clip.name.replace('/', '_')}.png") as unfinished:
             Image.fromarray(np.round(255 * clip.picture).astype(np.uint8)).save(unfinished, "PNG")
         rows.append(clip.scores)
+        alike.append(clip.faces)
     metrics = {name: round(float(np.mean([r[name] for r in rows])), 4) for name in rows[0]}
+    metrics |= mean_scores(alike)
     metrics |= {"clips": len(rows), "fit_steps": fit_steps}
     write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -105,6 +114,7 @@ def clips_of(
     settings: FitSettings | None,
     frozen: FrozenNetworks | None,
     weights: lpips_module.Weights | None,
+    faces: FaceScores,
 ) -> Iterator[ClipScores]:
     """Each clip of the set, in alphabetical order, measured and shown."""
     index = data.index
@@ -134,7 +144,10 @@ def clips_of(
             np.concatenate([np.zeros_like(beside[0]), *beside[1:]], axis=1),
             np.concatenate([np.zeros_like(beside[0]), *driven], axis=1),
         ]
-        yield ClipScores(name, scores, np.concatenate(picture))
+        cam2heads = np.stack([f.cam2head for f in targets])
+        Ks = np.stack([centre_K(f.K, size) for f in targets])
+        alike = faces(found, truths, cam2heads, Ks, whole=size)
+        yield ClipScores(name, scores, alike, np.concatenate(picture))
 
 
 def _frames(data: PreparedSet, clip: int, size: int) -> list[Frame]:
@@ -163,9 +176,21 @@ def _on_black(frame: Frame) -> Float[np.ndarray, "H W 3"]:
 
 
 def _centre(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "c c 3"]:
-    side = round(CENTRE_CROP * len(image))
-    start = (len(image) - side) // 2
+    start, side = _crop(len(image))
     return image[start : start + side, start : start + side]
+
+
+def centre_K(K: Float[np.ndarray, "3 3"], size: int) -> Float[np.ndarray, "3 3"]:
+    """Intrinsics of the centre of an image of `size` pixels, divided by the centre's size."""
+    start, side = _crop(size)
+    to_centre = np.array([[size, 0, -start], [0, size, -start], [0, 0, side]]) / side
+    return to_centre @ K
+
+
+def _crop(size: int) -> tuple[int, int]:
+    """First pixel and side of the centre of an image."""
+    side = round(CENTRE_CROP * size)
+    return (size - side) // 2, side
 
 
 def print_rows(metrics: dict[str, float]) -> None:

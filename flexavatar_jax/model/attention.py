@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.model import attention_tpu
+from flexavatar_jax.model import attention_tpu, products
 from kernels import backends
 
 MLP_RATIO = 4
@@ -54,6 +54,7 @@ def linear(
         kernel_init=nnx.with_metadata(kernel_init, logical_axes=axes),
         bias_init=nnx.with_metadata(bias_init, logical_axes=axes[1:]),
         dtype=dtype,
+        dot_general=products.dot_general,
         rngs=rngs,
     )
 
@@ -150,7 +151,8 @@ def _attend_in_cache(
         logits = _logits("nc,mc->nm", q, k, causal=causal)
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
+        summed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (summed / total).astype(v.dtype)
 
     all_of = (q, jnp.concatenate(k, axis=1), jnp.concatenate(v, axis=1))
     heads = tuple(rearrange(x, "b n h c -> (b h) n c") for x in all_of)

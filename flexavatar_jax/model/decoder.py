@@ -21,6 +21,10 @@ Head pose, R and t, moves nothing in the head frame, and is left as it is.
 """
 
 
+SINK_SIZE = 0.05
+"""Standard deviation of a bias sink's numbers before training."""
+
+
 class ExpressionMLP(nnx.Module):
     """An expression code to a few tokens.
 
@@ -57,10 +61,11 @@ class Decoder(nnx.Module):
         self.dtype = dtype
         self.side = config.head_resolution
         self.expression = ExpressionMLP(config, rngs=rngs)
+        # All start alike and small: sources share what is learnt until training tells them apart,
+        # and then few steps suffice for it (docs/ablation).
+        sink = nnx.initializers.normal(SINK_SIZE)(rngs.params(), (1, width), jnp.float32)
         self.sinks = nnx.Param(
-            nnx.initializers.normal(1.0)(
-                rngs.params(), (len(SOURCES) if config.bias_sinks else 1, width), jnp.float32
-            ),
+            jnp.tile(sink, (len(SOURCES) if config.bias_sinks else 1, 1)),
             logical_axes=(None, "embed"),
         )
         self.transformer = JointTransformer(

@@ -89,10 +89,14 @@ class FlexAvatar(nnx.Module):
     def folded(self) -> FlexAvatar:
         """A copy for inference that computes what depends on parameters alone only once.
 
-        Folds styles into the upsampler's kernels and embeds the template. Not for training: the
-        folded parameters no longer answer to what they were made from.
+        Folds styles into the upsampler's kernels, embeds the template and rounds the kernels of
+        linear layers to what they compute in. Not for training: the folded parameters no longer
+        answer to what they were made from.
         """
         model = nnx.clone(self)
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, nnx.Linear) and module.dtype is not None:
+                module.kernel = nnx.Param(module.kernel[...].astype(module.dtype))
         model.encoder.queries = model.encoder.queries.folded()
         model.upsampler.fold()
         return model

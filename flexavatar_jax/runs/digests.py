@@ -46,13 +46,16 @@ def record(folder: epath.Path, *, leave_out: tuple[str, ...] = (), below: bool =
         _write(folder, files | {name: [digest] for name, digest in _digests(folder, names)})
 
 
-def write_files(folder: epath.Path, texts: Mapping[str, str]) -> None:
-    """Writes text files into `folder` with their digests, each in one step; raises `UserError`.
+def write_files(folder: epath.Path, contents: Mapping[str, str | bytes]) -> None:
+    """Writes files into `folder` with their digests, each in one step; raises `UserError`.
 
     What is there and recorded already is left as it is. A process that is killed meanwhile leaves
-    for each file the old text or the new one, and the digest of it.
+    for each file the old content or the new one, and the digest of it.
     """
-    new = {name: [_of(text.encode())] for name, text in texts.items()}
+    new = {
+        name: [_of(content.encode() if isinstance(content, str) else content)]
+        for name, content in contents.items()
+    }
     old = {}
     if (folder / FILE).exists():
         old = _read(folder) or {}
@@ -62,7 +65,7 @@ def write_files(folder: epath.Path, texts: Mapping[str, str]) -> None:
     changed = [n for n in new if old.get(n) != new[n] or not (folder / n).exists()]
     _write(folder, old | {name: old.get(name, []) + new[name] for name in changed})
     for name in changed:
-        write(folder / name, texts[name])
+        write(folder / name, contents[name])
     _write(folder, old | new)
 
 

@@ -1,4 +1,4 @@
-"""A model restored from a run's folder: for inference, or to start another run from."""
+"""A model restored from a run's folder, or from weights handed on: for inference, or as a start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import ml_collections
 from etils import epath
 from flax import nnx
 
+from data_pipelines.errors import UserError
 from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import load_dinov2_base
 from flexavatar_jax.model.flexavatar import FlexAvatar
-from flexavatar_jax.runs.checkpoints import open_checkpoints
+from flexavatar_jax.runs import weights_file
+from flexavatar_jax.runs.checkpoints import Checkpoints, open_checkpoints
+from flexavatar_jax.runs.weights_file import WeightsFile
 from flexavatar_jax.runs.workdir import read_config, read_template
 
 
@@ -39,7 +42,7 @@ def load_model(
     """Restores a model for inference from a run's folder.
 
     Args:
-      workdir: of a training run or of an import.
+      workdir: of a training run or of an import, or with a `weights_file`.
       step: which checkpoint; by default the newest.
       dinov2_base: where DINOv2's weights are now, if not at the config's `frozen.dinov2_base`.
       load_dinov2: whether to load them at all (not needed to look at parameters).
@@ -52,7 +55,7 @@ def load_model(
     if dinov2_base:
         config.frozen.dinov2_base = os.fspath(dinov2_base)
     template = read_template(workdir)
-    checkpoints = open_checkpoints(workdir, step)
+    checkpoints = _open(workdir, step)
     step = checkpoints.latest_step if step is None else step
     # Shapes alone: initialising what is about to be restored would take longer than all the rest.
     graph, shapes = nnx.split(
@@ -74,5 +77,16 @@ def read_params(workdir: epath.PathLike, abstract: nnx.State) -> nnx.State:
       UserError: there is no checkpoint.
       UserError: it is damaged or of another model.
     """
-    with contextlib.closing(open_checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(_open(workdir)) as checkpoints:
         return checkpoints.restore_params(checkpoints.latest_step, abstract)
+
+
+def _open(workdir: epath.PathLike, step: int | None = None) -> Checkpoints | WeightsFile:
+    if not (epath.Path(workdir) / weights_file.FILE).exists():
+        return open_checkpoints(workdir, step)
+    weights = WeightsFile(workdir)
+    if step not in (None, weights.latest_step):
+        raise UserError(
+            f"{workdir} has the weights of step {weights.latest_step} alone, not of step {step}"
+        )
+    return weights

@@ -21,7 +21,7 @@ from etils import epath
 
 from data_pipelines.errors import TRY_AGAIN, UserError
 from flexavatar_jax.model.head_template import HeadTemplate
-from flexavatar_jax.runs import digests
+from flexavatar_jax.runs import digests, weights_file
 from flexavatar_jax.runs.checkpoints import put_damaged_aside
 from flexavatar_jax.runs.lock import Lock
 from flexavatar_jax.runs.templates import format_obj, load_template
@@ -48,7 +48,7 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
     workdir = _existing_file_system(workdir)
     if is_import(workdir):
         raise UserError(
-            f"--workdir {workdir} holds imported weights; to train from them, give another "
+            f"--workdir {workdir} holds weights without a run; to train from them, give another "
             f"--workdir, and --config.init_from={workdir}"
         )
     _check(workdir)
@@ -74,7 +74,9 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
 
 
 def is_import(workdir: epath.PathLike) -> bool:
-    """Whether a folder holds imported weights: to start from, not a run to go on with."""
+    """Whether a folder holds weights to start from, imported or handed on, not a run to go on."""
+    if (epath.Path(workdir) / weights_file.FILE).exists():
+        return True
     start = epath.Path(workdir) / "checkpoints" / "0"
     return start.exists() and not any((start / x).exists() for x in ("optimizer", "data"))
 
@@ -206,6 +208,9 @@ def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
         for gone in ("expression_size", "num_sources"):
             model.pop(gone, None)
         model.setdefault("bias_sinks", True)  # before there was a choice, every run had them
+    loss = fields.get("loss")
+    if isinstance(loss, dict):
+        loss.setdefault("perceptual_targets", 0)  # before there was a choice, all were judged
     return fields
 
 

@@ -123,6 +123,7 @@ RULES = {
     "loss.dino": NOT_NEGATIVE,
     "loss.sam": NOT_NEGATIVE,
     "loss.perceptual_start": COUNT,
+    "loss.perceptual_targets": COUNT,
     "optimizer.name": _one_of("adam", "muon"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.final_learning_rate": NOT_NEGATIVE,
@@ -181,6 +182,11 @@ def check_config(config: ConfigDict) -> None:
                 "config.loss asks for nothing before dino and sam set in, at perceptual_start = "
                 f"{loss.perceptual_start}; give one of l1, mse, ssim a weight, or start at 0"
             )
+    if loss.perceptual_targets > config.data.targets:
+        raise UserError(
+            f"config.loss.perceptual_targets ({loss.perceptual_targets}) is more than an example's "
+            f"targets, config.data.targets ({config.data.targets}); give 0 for all of them"
+        )
     warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
     if decay and decay <= warmup:
         raise UserError(

@@ -79,7 +79,7 @@ def step_flops(
         encoder=3 * count(lambda p, *x: nnx.merge(graph, p).encode(*x), params, *encode),
         decoder=3 * count(lambda p, *x: nnx.merge(graph, p).decode(*x), params, *decode),
         features=seen,
-        perceptual=3 * targets * losses,
+        perceptual=3 * (min(config.loss.perceptual_targets, targets) or targets) * losses,
     )
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from flexavatar_jax.frozen import dinov2, hiera
@@ -47,12 +47,14 @@ def training_loss(
     frozen: FrozenNetworks | None = None,
     *,
     perceptual: bool = False,
+    judged: Int[ArrayLike, "m"] | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum that training minimises, and its parts before weighting.
 
     `config` is `config.loss`: the weights `l1`, `mse`, `ssim`, `dino` and `sam`; a term of weight
     0 isn't computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one
     step without and, for `perceptual_start`, one with them, so that the first pays nothing.
+    `judged` says which of the images DINO and SAM are to see; by default all.
     """
     parts = {}
     if config["l1"]:
@@ -61,12 +63,37 @@ def training_loss(
         parts["mse"] = jnp.mean((prediction - target) ** 2)
     if config["ssim"]:
         parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
+    pair = (prediction, target)
+    if judged is not None:
+        pair = tuple(jnp.take(images, judged, axis=0) for images in pair)
     if perceptual and config["dino"]:
-        parts["dino"] = _image_by_image(dino_loss, frozen.dinov2_small, prediction, target)
+        parts["dino"] = _image_by_image(dino_loss, frozen.dinov2_small, *pair)
     if perceptual and config["sam"]:
-        parts["sam"] = _image_by_image(sam_loss, frozen.sam2, prediction, target)
+        parts["sam"] = _image_by_image(sam_loss, frozen.sam2, *pair)
     total = sum((config[name] * part for name, part in parts.items()), start=jnp.zeros(()))
     return total, parts
+
+
+def draw_targets(
+    background: Float[ArrayLike, "b 3"], targets: int, count: int
+) -> Int[Array, "b*{count}"]:
+    """A random `count` of each example's `targets` images, among all b x `targets` of them.
+
+    All subsets are equally likely, so the mean of any distance over the drawn images estimates the
+    mean over all without bias; of S^2 the variance among an example's targets, it adds a variance
+    of S^2 / count (1 - count / targets) an example. The draw follows from the example's background
+    colour, which is random itself: it's the same on any mesh and after any restart.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(background, jnp.float32), jnp.uint32)
+
+    def draw(bits: Array) -> Array:
+        key = jax.random.key(0)
+        for word in bits:
+            key = jax.random.fold_in(key, word)
+        return jax.random.choice(key, targets, (count,), replace=False)
+
+    chosen = jax.vmap(draw)(bits)
+    return (chosen + targets * jnp.arange(len(bits))[:, None]).reshape(-1)
 
 
 def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Scalar:

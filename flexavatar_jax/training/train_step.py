@@ -30,7 +30,7 @@ from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.model.render import render
 from flexavatar_jax.training.augment import finish_batch
-from flexavatar_jax.training.losses import training_loss
+from flexavatar_jax.training.losses import draw_targets, training_loss
 from flexavatar_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -317,6 +317,9 @@ def shard_losses(
             backend=config.rasterizer,
             capacity=config.splat_capacity or None,
         )
+    judged, few = None, config.loss.perceptual_targets
+    if perceptual and 0 < few < images:
+        judged = draw_targets(batch.background, images, few)
     with jax.named_scope("losses"):
         loss, parts = training_loss(
             rearrange(out.color, "b t h w c -> (b t) h w c"),
@@ -324,10 +327,11 @@ def shard_losses(
             config.loss,
             frozen,
             perceptual=perceptual,
+            judged=judged,
         )
     # An image's, as all parts are means: over devices and micro-batches too.
     parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}
-    few = slice(0, config.log.images)
-    row = [batch.input_image[few], targets[few, 0], out.color[few, 0]]
+    first = slice(0, config.log.images)
+    row = [batch.input_image[first], targets[first, 0], out.color[first, 0]]
     preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)
     return loss[None], {name: value[None] for name, value in parts.items()}, preview

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
@@ -83,6 +84,36 @@ def test_monocular_camera_is_still_and_its_place_leaks_through_the_code(clips):
     assert np.ptp([azimuth(f) for f in frames]) > 5
 
 
+def test_a_tracker_may_report_a_part_of_the_turn_in_code_and_camera_alike(clips):
+    halved = procedural_sets(**SMALL, reported_turn=0.5)
+    frames = list(halved[0].clip(1))
+    for f, true in zip(frames, clips["procedural_monocular"], strict=True):
+        np.testing.assert_array_equal(f.image, true.image)
+        turns = [
+            Rotation.from_matrix(cameras.rotation_from_6d(g.expression[expression_part("R")]))
+            for g in (f, true)
+        ]
+        np.testing.assert_allclose(turns[0].as_rotvec(), 0.5 * turns[1].as_rotvec(), atol=1e-6)
+        np.testing.assert_allclose(
+            head_to_world(f.expression) @ f.cam2head,
+            head_to_world(true.expression) @ true.cam2head,
+            atol=1e-5,
+        )
+    for part in halved[1:]:
+        for f, true in zip(part.clip(1), clips[part.name], strict=True):
+            np.testing.assert_array_equal(f.expression, true.expression)
+
+
+def test_a_tracker_may_take_heads_for_larger_and_farther(clips):
+    for sort in procedural_sets(**SMALL, reported_size=1.1):
+        factor = 1.1 if sort.name == "procedural_monocular" else 1
+        for f, true in zip(sort.clip(1), clips[sort.name], strict=True):
+            np.testing.assert_array_equal(f.image, true.image)
+            np.testing.assert_array_equal(f.expression, true.expression)
+            np.testing.assert_array_equal(f.cam2head[:3, :3], true.cam2head[:3, :3])
+            np.testing.assert_allclose(f.cam2head[:3, 3], factor * true.cam2head[:3, 3], rtol=1e-5)
+
+
 def test_multiview_code_is_the_same_for_all_cameras(clips):
     for timestep in range(2):
         codes = [f.expression for f in clips["procedural_multiview"] if f.timestep == timestep]
@@ -132,7 +163,15 @@ def test_a_clip_does_not_depend_on_how_many_there_are(sets, clips):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("size", 8), ("size", 1024), ("test_people", 0), ("seed", -1)]
+    ("field", "value"),
+    [
+        ("size", 8),
+        ("size", 1024),
+        ("test_people", 0),
+        ("seed", -1),
+        ("reported_turn", 1.5),
+        ("reported_size", 3),
+    ],
 )
 def test_numbers_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=f"{field}.* got {value}"):

@@ -55,6 +55,12 @@ def test_multi_view_targets_are_the_inputs_camera_and_distinct_others(tmp_path):
     assert len(seen) > 50  # each target has a timestep of its own
 
 
+def test_a_single_multi_view_target_is_of_any_camera(tmp_path):
+    made = index(tmp_path, timesteps=4, cameras=8)
+    cameras = [made.camera[draw(made, 3, 1, seed)[0]] for seed in range(800)]
+    assert np.bincount(cameras, minlength=8).min() > 60
+
+
 def test_few_cameras_repeat_and_a_single_timestep_gives_the_input_back(tmp_path):
     made = index(tmp_path, timesteps=1, cameras=2)
     targets = draw(made, 2, 5, seed=0)
@@ -66,7 +72,7 @@ def test_open_jaws_are_favoured_by_exp_of_temperature_times_angle(tmp_path, came
     """Jaw angles of timesteps 0..4 are 0, 0.1, 0.2, 0.3, 0 radians; the input is timestep 0."""
     made = index(tmp_path, timesteps=5, cameras=cameras)
     temperature, count = 10.0, 4000
-    first = [made.timestep[draw(made, 0, 1, seed, temperature)[0]] for seed in range(count)]
+    first = [made.timestep[draw(made, 0, 2, seed, temperature)[0]] for seed in range(count)]
     found = np.bincount(first, minlength=5) / count
     weights = np.exp(temperature * np.array([-np.inf, 0.1, 0.2, 0.3, 0]))
     np.testing.assert_allclose(found, weights / weights.sum(), atol=0.03)

@@ -176,20 +176,8 @@ def test_a_camera_path_and_a_background_are_followed(rule_run, kept, tmp_path):
 
 def test_a_fit_writes_its_progress_and_several_people_a_file_each(rule_run, tiny_data, tmp_path):
     folder = tiny_data / "procedural_test"
-    run(
-        "create",
-        folder,
-        "--people",
-        "all",
-        "--workdir",
-        rule_run,
-        "--images",
-        2,
-        "--fit",
-        3,
-        "--out",
-        tmp_path,
-    )
+    how = ["--people", "all", "--images", "2", "--fit", "3"]
+    run("create", folder, *how, "--workdir", rule_run, "--out", tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [f"test_0000{i}{end}" for i in (0, 1) for end in (".avatar", ".fit.png")]
     found = load_avatar(tmp_path / "test_00001.avatar")
@@ -210,21 +198,8 @@ def test_the_way_from_one_to_another_begins_and_ends_with_them(rule_run, kept, t
     np.testing.assert_array_equal(way[0], pictures(tmp_path / "start")[0])
     ends = np.abs(way[4] - way[0]).mean()
     assert 0 < np.abs(way[1] - way[0]).mean() < ends
-    run(
-        "interpolate",
-        kept,
-        other,
-        other,
-        kept,
-        "--workdir",
-        rule_run,
-        "--grid",
-        3,
-        "--frames",
-        1,
-        "--out",
-        tmp_path / "grid",
-    )
+    corners = (kept, other, other, kept, "--workdir", rule_run)
+    run("interpolate", *corners, "--grid", 3, "--frames", 1, "--out", tmp_path / "grid")
     (grid,) = pictures(tmp_path / "grid")
     np.testing.assert_array_equal(grid[:24, :24], way[0])
     np.testing.assert_array_equal(grid[:24, :24], grid[48:, 48:])
@@ -295,6 +270,36 @@ def test_an_avatar_of_another_checkpoint_is_refused(kept, rule_run, tmp_path, ca
     )
     assert "other.avatar belongs to another checkpoint (made at step 7)" in message
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_an_avatar_that_claims_a_checkpoint_of_other_codes_is_refused(
+    kept, rule_run, tmp_path, capsys
+):
+    forged = dataclasses.replace(load_avatar(kept), code=np.zeros((4, 3), np.float32))
+    save_avatar(tmp_path / "forged.avatar", forged)
+    files = [str(kept), str(tmp_path / "forged.avatar")]
+    message = refused(
+        ["interpolate", *files, "--workdir", str(rule_run), "--out", str(tmp_path / "a.mp4")],
+        capsys,
+    )
+    assert (
+        "forged.avatar is damaged: its code is [4, 3], and its checkpoint's are [16, 48]" in message
+    )
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_what_a_stranger_wrote_does_not_steer_the_terminal(kept, tmp_path, capsys):
+    notes = {"\x1b[2J" + "n" * 999: 1, "by": "\x1b]0;me\x07\nerror: none"}
+    odd = dataclasses.replace(load_avatar(kept), name="anna\x1b[31m", notes=notes)
+    save_avatar(tmp_path / "odd.avatar", odd)
+    run("info", tmp_path / "odd.avatar")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "anna\\x1b[31m" in said
+    assert max(map(len, said.splitlines())) < 260
+    assert "no such file" in refused(
+        ["create", "\x1b[2J", "--workdir", ".", "--out", str(tmp_path / "a.avatar")], capsys
+    )
 
 
 @pytest.mark.parametrize(

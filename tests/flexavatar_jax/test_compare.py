@@ -1,6 +1,7 @@
 """A comparison of configs over seeds: it goes on where it stopped, and writes what came out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from data_pipelines.errors import UserError
 from flexavatar_jax.compare import compare
 from flexavatar_jax.evaluation import matrix
+from flexavatar_jax.evaluation.comparison_page import write_page
 from flexavatar_jax.evaluation.matrix import read_experiment
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -35,13 +37,15 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
         return 75 if run in stop_at else 0
 
     def evaluate(workdir):
-        workdir.mkdir(parents=True)
+        (workdir / "report").mkdir(parents=True)
+        (workdir / "report" / "avatar.html").write_text(f"the avatar of {workdir.parent.name}")
         (workdir / "metrics.json").write_text(json.dumps({"steps": 2, "psnr_unseen_all": 17.0}))
 
     monkeypatch.setattr(matrix, "train", train)
     monkeypatch.setattr(matrix, "evaluate", evaluate)
     blank = np.zeros((4, 4, 3))
     monkeypatch.setattr("flexavatar_jax.compare.orbit_sheet", lambda runs, person: blank)
+    monkeypatch.setattr("flexavatar_jax.compare.pose_sheet", lambda runs: blank)
     configs, out = write_experiments(tiny_config, tmp_path), tmp_path / "out"
     stop_at.append((True, 3))
     assert compare(configs, [3, 4], tmp_path / "runs", str(out)) == 75
@@ -57,6 +61,30 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
         "own": ["3", "4"],
     }
     assert (out / "orbits_0.png").exists()
+    assert (out / "avatar_own.html").read_text() == "the avatar of own"
+
+
+def test_the_page_shows_every_table_cell_picture_and_avatar(tmp_path):
+    runs = {name: tmp_path / name for name in ("sinks", "a<b")}
+    for run in runs.values():
+        (run / "report").mkdir(parents=True)
+        (run / "report" / "avatar.html").write_text("")
+    measured = {
+        "3": {"steps": 5, "psnr_unseen_all": 17.0},
+        "4": {"steps": 5, "psnr_unseen_all": 18},
+    }
+    write_page(tmp_path, dict.fromkeys(runs, measured), ["orbits_0.png", "orbits_1.png"], runs)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<td>17.50 ± 0.71</td>") == 2
+    assert re.findall(r'<img src="(.*?)" alt=".', page) == [
+        "orbits_0.png",
+        "orbits_1.png",
+        "poses.png",
+        "curves.svg",
+    ]
+    assert '<iframe src="avatar_sinks.html"' in page
+    assert "a<b" not in page
+    assert "a&lt;b" in page
 
 
 @pytest.mark.slow
@@ -72,9 +100,12 @@ def test_two_configs_are_compared_and_not_trained_again(tiny_config, tmp_path, c
     assert stored["runs"]["own"]["3"]["steps"] == 2
     assert "psnr_unseen_back" in stored["runs"]["own"]["3"]
     assert (out / "table.md").read_text().count("\n") == 4
+    assert '<iframe src="avatar_own.html"' in (out / "index.html").read_text()
+    assert "canvas" in (out / "avatar_own.html").read_text()
     assert "own</text>" in (out / "curves.svg").read_text()
     # One row without sinks of its own, one a sink, and the truth.
     assert np.asarray(Image.open(out / "orbits_0.png")).shape[0] == 4 * 112
+    assert np.asarray(Image.open(out / "poses.png")).shape[0] == 3 * 112
 
     before = (runs / "own" / "3" / "metrics.jsonl").stat().st_mtime_ns
     assert compare(configs, [3], runs, str(out)) == 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import onnx_files
 import pytest
 
 from data_pipelines.errors import UserError
@@ -22,15 +23,22 @@ def run(make_tiny_config, tmp_path_factory):
     return workdir
 
 
-def test_a_run_is_evaluated_into_metrics_and_a_report(run):
-    metrics = evaluate(run)
+def test_a_run_is_evaluated_into_metrics_and_a_report(run, tmp_path):
+    arcface = onnx_files.embedding_file(tmp_path / "r50.onnx")
+    keypoints = onnx_files.insightface_file(tmp_path / "2d106det.onnx")
+    metrics = evaluate(run, csim=str(arcface), akd=str(keypoints))
     stored = json.loads((run / "metrics.json").read_text())
     assert stored == metrics
     assert {"psnr_unseen_all", "psnr_unseen_front", "psnr_unseen_back"} <= stored.keys()
     assert stored["steps"] == 2
     assert stored["seconds"] > 0
     assert 5 < stored["psnr_constant_all"] < 40
+    assert -1 < stored["csim"] < 1
+    assert stored["akd"] > 0
+    assert 0 < stored["faces"] < stored["images"]
     page = (run / "report" / "index.html").read_text()
+    assert f"alike to {stored['csim']:.3f} (CSIM)" in page
+    assert f"are {stored['akd']:.2f} pixels" in page
     for name in ("orbit.png", "orbit_0.gif", "person_000.png", "avatar.html"):
         assert name in page
         assert (run / "report" / name).stat().st_size > 0
@@ -97,6 +105,11 @@ def test_a_report_that_cannot_be_written_is_named_before_the_work(run, tmp_path,
 def test_weights_for_which_the_model_has_no_use_are_named(run):
     with pytest.raises(ValueError, match=r"--dinov2 no\.file: the model of .* needs no DINOv2"):
         evaluate(run, dinov2="no.file")
+
+
+def test_networks_are_looked_at_before_the_work(run, tmp_path):
+    with pytest.raises(UserError, match=r"none\.onnx cannot be read"):
+        evaluate(run, step=12345, akd=str(tmp_path / "none.onnx"))
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -103,7 +103,7 @@ def test_the_published_path_sees_through_dinov2_and_meets_its_losses_when_they_a
     tiny_config, tmp_path, capsys, stand_ins
 ):
     tiny_config.model.dino = True
-    tiny_config.loss.update(dict(dino=1.0, sam=1.0, perceptual_start=2))
+    tiny_config.loss.update(dict(dino=1.0, sam=1.0, perceptual_start=2, perceptual_targets=1))
     assert train(tiny_config, tmp_path) == 0
     assert capsys.readouterr().out.count("compiling the training step") == 2
     lines = read_metrics(tmp_path)

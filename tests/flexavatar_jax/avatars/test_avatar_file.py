@@ -75,7 +75,11 @@ def rewrite(path, metadata=None, **arrays):
         (dict(code=np.full((16, 8), np.nan, np.float32)), "its code holds numbers that are not"),
         (dict(seen=np.array([0, 3], np.int32)), "names frames that are not in it"),
         (dict(seen=np.array([0, -1], np.int32)), "names frames that are not in it"),
-        (dict(more=np.zeros(3)), "has too much, more"),
+        (dict(more=np.zeros(3)), "has too much, 'more'"),
+        ({"x" * 100_000: np.zeros(3)}, r"has too much, 'x+\.\.\.$"),
+        ({"\x1b[2J": np.zeros(3)}, r"has too much, '\\x1b\[2J'"),
+        (dict(metadata=dict(name="\ud800")), "its name is no text"),
+        (dict(metadata=dict(notes={"a": "\ud800"})), "its notes are no texts and numbers"),
     ],
 )
 def test_a_file_that_is_no_avatar_gets_a_sentence(path, change, sentence):

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import UserError
+from data_pipelines.shards import PreparedSet
+from flexavatar_jax.avatars import observations
 from flexavatar_jax.avatars.observations import find_tracked, read_observations
 from flexavatar_jax.avatars.performances import follow_pose, read_performance
 
@@ -61,8 +63,6 @@ def test_a_prepared_persons_source_is_frontal_and_the_others_come_from_all_round
 
 
 def test_a_prepared_persons_performance_is_what_one_camera_saw(tiny_data):
-    from data_pipelines.shards import PreparedSet
-
     data = PreparedSet(tiny_data / "procedural_monocular")
     person = str(data.index.person[1])
     played = read_performance(f"{tiny_data}/procedural_monocular/{person}")
@@ -118,6 +118,44 @@ def test_a_picture_that_was_not_the_one_tracked_is_named(folders, shared_dir):
     picture.save(path)
     with pytest.raises(UserError, match="the photo of 10x15; is it the one tracked"):
         read_observations([str(path)])
+
+
+def test_a_note_on_turning_the_picture_is_not_followed_as_the_tracker_does_not(folders, shared_dir):
+    """Pixel3DMM saves inputs anew, without EXIF, and counts in the pixels of what it saved."""
+    photo = shared_dir / "real" / "inputs" / "marble_sculpture.jpg"
+    path = folders / "inputs" / "marble_sculpture.png"
+    with Image.open(photo) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 6  # orientation: turn by 90 degrees
+        picture.save(path, exif=exif)
+    with Image.open(path) as picture:
+        assert picture.getexif()[0x0112] == 6
+    found, expected = read_observations([str(path)]), read_observations([str(photo)])
+    np.testing.assert_array_equal(found.images[0], expected.images[0])
+
+
+def test_more_pictures_than_memory_holds_are_named_before_they_are_read(tiny_data, monkeypatch):
+    monkeypatch.setattr(observations, "free_host_memory", lambda: 20_000)
+    person = f"{tiny_data}/procedural_test/test_00000"
+    assert len(read_observations([person], 2).images) == 2
+    with pytest.raises(UserError, match=r"3 images of 32 pixels take .* give a smaller --images"):
+        read_observations([person], 3)
+
+
+def test_of_a_prepared_persons_frames_the_pictures_are_the_chosen_ones(tiny_data):
+    data = PreparedSet(tiny_data / "procedural_multiview")
+    name = str(data.index.person[0])
+    found = read_observations([f"{tiny_data}/procedural_multiview/{name}"], 3)
+    frames = [data.frame(i) for i in range(*data.index.clip_start[:2])]
+    for i, image, mask in zip(found.seen, found.images, found.masks, strict=True):
+        (frame,) = (
+            f
+            for f in frames
+            if np.array_equal(f.cam2head, found.cam2heads[i])
+            and np.array_equal(f.expression, found.expressions[i])
+        )
+        np.testing.assert_array_equal(image, frame.image)
+        np.testing.assert_array_equal(mask, frame.mask)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 not a photo", b"GIF89a"])

@@ -95,6 +95,7 @@ def test_a_field_that_cannot_be_meant_is_named_with_what_it_must_be(field, value
         ({"optimizer.final_learning_rate": 1e-5}, "is never reached"),
         ({f"loss.{name}": 0.0 for name in ("l1", "ssim", "dino", "sam")}, "every weight"),
         ({"loss.l1": 0.0, "loss.ssim": 0.0}, r"asks for nothing before .* = 400000"),
+        ({"loss.perceptual_targets": 6}, r"more than an example's targets.* \(5\)"),
     ],
 )
 def test_fields_that_contradict_each_other(changes, expected):

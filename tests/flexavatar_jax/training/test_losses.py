@@ -9,7 +9,15 @@ from flexavatar_jax.frozen import dinov2
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.published.parity_rule import rule_weights
 from flexavatar_jax.training import ssim_tpu
-from flexavatar_jax.training.losses import _image_by_image, _taps, l1, psnr, ssim, training_loss
+from flexavatar_jax.training.losses import (
+    _image_by_image,
+    _taps,
+    draw_targets,
+    l1,
+    psnr,
+    ssim,
+    training_loss,
+)
 from kernels import backends
 
 CONFIG = {"l1": 0.8, "mse": 0.0, "ssim": 0.2, "dino": 0.0, "sam": 0.0}
@@ -156,6 +164,33 @@ def test_perceptual_terms_wait_for_their_phase_and_then_have_gradients():
     assert float(parts["dino"]) > 0.01
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).min(axis=(1, 2, 3)).max() > 0
+
+
+def test_perceptual_terms_can_be_of_some_images_only():
+    narrow = dinov2.SMALL._replace(width=64)
+    frozen = FrozenNetworks(dinov2_small=dinov2.fold(rule_weights(dinov2.shapes(narrow)), narrow))
+    config = CONFIG | {"l1": 0.0, "ssim": 0.0, "dino": 1.0}
+    a, b = images(0, 3, 32, 32), images(1, 3, 32, 32)
+
+    def loss(a, judged=None):
+        return training_loss(a, b, config, frozen, perceptual=True, judged=judged)[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(a, np.array([2]))
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).tolist() == [False, False, True]
+    alone = training_loss(a[2:], b[2:], config, frozen, perceptual=True)[0]
+    assert float(value) == pytest.approx(float(alone), rel=1e-5)
+
+
+def test_targets_are_drawn_without_bias_each_example_by_its_own_background():
+    background = np.random.default_rng(0).random((3000, 3)).astype(np.float32)
+    drawn = np.asarray(draw_targets(background, 5, 2)).reshape(-1, 2)
+    np.testing.assert_array_equal(drawn // 5, np.repeat(np.arange(3000)[:, None], 2, axis=1))
+    places = drawn % 5
+    assert (places[:, 0] != places[:, 1]).all()
+    # Six standard deviations of a count.
+    assert np.abs(np.bincount(places.ravel()) - 1200).max() < 6 * np.sqrt(3000 * 0.4 * 0.6)
+    again = np.asarray(draw_targets(background[100:200], 5, 2))
+    np.testing.assert_array_equal(again, drawn[100:200].ravel() - 500)
 
 
 def test_image_by_image_is_the_mean_with_its_gradient():

@@ -1,0 +1,34 @@
+"""A model worth showing: procedural heads at 128x128, the people of thousands.
+
+    python -m data_pipelines.prepare procedural --out data/procedural_128 --size 128 \\
+        --monocular-people 1500 --monocular-timesteps 3 --multiview-people 400 \\
+        --multiview-timesteps 2 --test-people 16
+    python -m flexavatar_jax.train --config configs/procedural.py --workdir runs/procedural
+
+An hour of two CPU cores. `pretrained/procedural` has its weights; README what they reach.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config() -> ConfigDict:
+    config = demo.get_config()
+    config.steps = config.optimizer.decay_steps = 3000
+    config.optimizer.warmup_steps = 100
+    config.model.update(
+        dict(
+            image_size=128,
+            patch_size=16,
+            upsampler_channels=(64, 32),
+            uv_resolution=64,
+            gaussian_resolution=64,
+            max_scale=0.015,
+        )
+    )
+    config.data.root = "data/procedural_128"
+    config.checkpoint.update(dict(every=250, keep=2))
+    config.log.update(dict(every=50, images_every=500))
+    config.eval.update(dict(every=500, people=16, images_per_person=16))
+    return config
