@@ -1,0 +1,149 @@
+"""The example: Gaussians become a scene, by 3DGS-MCMC."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from kernels import rasterize
+from kernels.examples import captures, fit_scene, mcmc
+from kernels.ply import read_ply
+
+
+@pytest.fixture(scope="module")
+def capture_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("capture")
+    captures.write_synthetic(folder, size=24, views=10)
+    return folder
+
+
+def test_a_capture_is_fitted_and_its_ply_renders_as_it(
+    capture_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(fit_scene, "FIRST_RELOCATION", 20)
+    monkeypatch.setattr(fit_scene, "RELOCATE_EVERY", 20)
+    arguments = [str(capture_folder), "--out", str(tmp_path / "out"), "--size", "24"]
+    arguments += ["--gaussians", "400", "--steps", "400", "--sh-degree", "1"]
+    assert fit_scene.main(arguments) == 0
+    psnr = float(capsys.readouterr().out.split()[1])
+    assert psnr > 18
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["held_out.png", "scene.ply"]
+
+    cloud = read_ply(tmp_path / "out" / "scene.ply")
+    assert cloud.sh.shape == (400, 4, 3)
+    held_out = captures.read_capture(capture_folder, 24).held_out
+    assert len(held_out.pictures) == 2
+    again = rasterize(
+        *cloud[:4], None, held_out.viewmats[0], held_out.Ks[0], sh=cloud.sh, width=24, height=24
+    )
+    pair = np.asarray(Image.open(tmp_path / "out" / "held_out.png"))[:24] / 255
+    np.testing.assert_allclose(pair[:, :24], held_out.pictures[0] / 255, atol=1e-6)
+    np.testing.assert_allclose(pair[:, 24:], np.clip(again.color, 0, 1), atol=0.004)
+
+
+@pytest.mark.slow
+def test_ten_thousand_gaussians_pass_28_db_on_pictures_held_out(tmp_path, capsys):
+    arguments = ["--synthetic", "--out", str(tmp_path), "--gaussians", "10000"]
+    assert fit_scene.main([*arguments, "--steps", "2000", "--size", "128"]) == 0
+    assert float(capsys.readouterr().out.split()[1]) > 28
+
+
+def test_pictures_must_be_there_of_one_size_and_inside(capture_folder, tmp_path, capsys):
+    def error_of(folder):
+        assert fit_scene.main([str(folder), "--out", str(tmp_path / "out")]) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "expected a COLMAP model" in error_of(tmp_path)
+    model, images = tmp_path / "sparse" / "0", tmp_path / "images"
+    model.mkdir(parents=True)
+    images.mkdir()
+    for path in (capture_folder / "sparse" / "0").iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    assert error_of(tmp_path).endswith("images/000.png: no such file")
+    for path in (capture_folder / "images").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (24, 12)).save(images / "003.png")
+    assert "003.png: 1024x512 pixels when scaled" in error_of(tmp_path)
+    text = (model / "images.txt").read_text()
+    (model / "images.txt").write_text(text.replace(" 000.png", " ../images/000.png"))
+    assert "a picture is called '../images/000.png'" in error_of(tmp_path)
+    (model / "images.txt").write_text("".join(text.splitlines(keepends=True)[:2]))
+    assert "has 1 picture; expected 2 or more" in error_of(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        fit_scene.main(["--out", str(tmp_path)])
+    assert "expected either a folder or --synthetic" in capsys.readouterr().err
+
+
+def test_shares_have_the_papers_opacities_and_scales():
+    opacities, number = np.array([0.3, 0.9, 0.6, 0.99, 0.5]), np.array([2, 3, 1, 40, 51])
+    opacity, factor = mcmc.share(jnp.asarray(opacities, jnp.float32), jnp.asarray(number))
+    for i, (o, n) in enumerate(zip(opacities, number, strict=True)):
+        new = 1 - (1 - o) ** (1 / n)
+        total = math.fsum(
+            math.comb(j - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
+            for j in range(1, n + 1)
+            for k in range(j)
+        )
+        np.testing.assert_allclose([opacity[i], factor[i]], [new, o / total], rtol=1e-3)
+
+
+def test_the_dead_move_to_the_living_and_learn_anew():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(50, 3))
+    parameters = mcmc.start(points, rng.uniform(size=(50, 3)), 40, 4, rng)
+    parameters["opacities"] = jnp.where(jnp.arange(40) < 10, -9.0, 1.0)
+    optimiser = mcmc.optimiser(100, 1.0)
+    moments = optimiser.init(parameters)
+    _, moments = optimiser.update(jax.tree.map(jnp.ones_like, parameters), moments)
+    after, moments, moved = jax.jit(mcmc.relocate)(parameters, moments, jax.random.key(0))
+    assert int(moved) == 10
+    assert (jax.nn.sigmoid(after["opacities"]) > mcmc.DEAD).all()
+    same = (after["means"][:10, None] == parameters["means"][None, 10:]).all(-1)
+    assert same.any(1).all()
+    shared = np.flatnonzero(same.any(0)) + 10
+    np.testing.assert_array_equal(after["means"][10:], parameters["means"][10:])
+    assert (after["opacities"][shared] < 1.0).all()
+    assert (after["scales"][shared] < parameters["scales"][shared]).all()
+    alone = np.setdiff1d(np.arange(10, 40), shared)
+    np.testing.assert_array_equal(after["scales"][alone], parameters["scales"][alone])
+    for a in jax.tree.leaves(moments):
+        if a.ndim:
+            assert not np.asarray(a)[[*range(10), *shared]].any()
+            assert np.asarray(a)[alone].all()
+
+
+def test_noise_has_the_shape_of_its_gaussian_and_spares_the_opaque():
+    num = 4000
+    parameters = {
+        "means": jnp.zeros((num, 3)),
+        "quats": jnp.tile(jnp.array([0.5**0.5, 0, 0, 0.5**0.5]), (num, 1)),
+        "scales": jnp.tile(jnp.log(jnp.array([0.1, 0.01, 0.001])), (num, 1)),
+        "opacities": jnp.where(jnp.arange(num) < num // 2, -9.0, 2.0),
+    }
+    rate = jnp.float32(1e-4)
+    moved = mcmc.add_noise(parameters, jax.random.key(0), rate)["means"]
+    # A quarter turn about z: the long axis lies along y.
+    expected = mcmc.NOISE * 1e-4 * jax.nn.sigmoid(0.5) * np.array([1e-4, 1e-2, 1e-6])
+    np.testing.assert_allclose(np.std(moved[: num // 2], 0), expected, rtol=0.1)
+    assert np.abs(moved[num // 2 :]).max() < 1e-3 * expected.max()
+
+
+def test_starts_are_at_the_points_or_near_them():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(size=(30, 3))
+    fewer = mcmc.start(points, points, 10, 1, rng)
+    assert (np.float32(points)[None] == fewer["means"][:, None]).all(-1).any(1).all()
+    more = mcmc.start(points, points, 70, 1, rng)
+    np.testing.assert_array_equal(more["means"][:30], np.float32(points))
+    assert np.isfinite(mcmc.start(points[:1], points[:1], 5, 1, rng)["scales"]).all()
+
+
+def test_ssim_is_one_of_like_pictures_and_less_of_others():
+    a = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 20, 24, 3)), jnp.float32)
+    assert mcmc.ssim(a, a).shape == (1, 10, 14, 3)
+    np.testing.assert_allclose(mcmc.ssim(a, a), 1.0, atol=1e-4)
+    assert np.mean(mcmc.ssim(a, a[:, ::-1])) < 0.2
+    assert mcmc.ssim(a[:, :5], a[:, :5]).shape == (1, 1, 20, 3)
