@@ -25,7 +25,6 @@ from data_pipelines.shards import open_at_size
 from flexavatar_jax.evaluation.people import first_clips, read_person
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.gaussians import Gaussians
-from flexavatar_jax.model.render import render
 from flexavatar_jax.training.augment import finish_batch
 from flexavatar_jax.training.background import Background
 from flexavatar_jax.training.losses import psnr, ssim
@@ -36,6 +35,7 @@ from flexavatar_jax.training.sharding import (
     place,
     replicated,
 )
+from flexavatar_jax.training.targets import preview_rows, render_targets
 from flexavatar_jax.training.train_step import TrainProgram
 
 
@@ -155,16 +155,7 @@ def _compare(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Scores [B, T] of one device's examples, and rows of input, target, prediction."""
     targets = batch.target_image
-    background = jnp.broadcast_to(batch.background[:, None], (*targets.shape[:2], 3))
-    out = render(
-        gaussians,
-        batch.target_cam2head,
-        batch.target_K,
-        background,
-        size=config.model.image_size,
-        backend=config.rasterizer,
-        capacity=config.splat_capacity or None,
-    )
+    out = render_targets(gaussians, batch, config)
     color = jnp.clip(out.color, 0, 1)
     ours, theirs = out.alpha >= 0.5, batch.target_mask >= 0.5
     both, either = jnp.sum(ours & theirs, (-2, -1)), jnp.sum(ours | theirs, (-2, -1))
@@ -173,9 +164,7 @@ def _compare(
         "ssim": ssim(color, targets),
         "iou": jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0),
     }
-    few = slice(0, config.log.images)
-    row = jnp.concatenate([batch.input_image[few], targets[few, 0], color[few, 0]], axis=2)
-    return scores, jnp.round(255 * row).astype(jnp.uint8)
+    return scores, preview_rows(batch, color, config)
 
 
 def _micro_batch(config: ConfigDict) -> int:

@@ -28,7 +28,6 @@ from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.model.head_template import HeadTemplate
-from flexavatar_jax.model.render import render
 from flexavatar_jax.training.augment import finish_batch
 from flexavatar_jax.training.losses import draw_targets, training_loss
 from flexavatar_jax.training.sharding import (
@@ -37,6 +36,7 @@ from flexavatar_jax.training.sharding import (
     parameter_shardings,
     replicated,
 )
+from flexavatar_jax.training.targets import preview_rows, render_targets
 
 SCOPES = (
     "augmentation",
@@ -306,17 +306,9 @@ def shard_losses(
     3] of the first few examples.
     """
     targets = batch.target_image
-    examples, images, size = targets.shape[:3]
+    images = targets.shape[1]
     with jax.named_scope("rasterizer"):
-        out = render(
-            gaussians,
-            batch.target_cam2head,
-            batch.target_K,
-            jnp.broadcast_to(batch.background[:, None], (examples, images, 3)),
-            size=size,
-            backend=config.rasterizer,
-            capacity=config.splat_capacity or None,
-        )
+        out = render_targets(gaussians, batch, config)
     judged, few = None, config.loss.perceptual_targets
     if perceptual and 0 < few < images:
         judged = draw_targets(batch.background, images, few)
@@ -331,7 +323,5 @@ def shard_losses(
         )
     # An image's, as all parts are means: over devices and micro-batches too.
     parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}
-    first = slice(0, config.log.images)
-    row = [batch.input_image[first], targets[first, 0], out.color[first, 0]]
-    preview = jnp.round(255 * jnp.clip(jnp.concatenate(row, axis=2), 0, 1)).astype(jnp.uint8)
+    preview = preview_rows(batch, out.color, config)
     return loss[None], {name: value[None] for name, value in parts.items()}, preview

@@ -31,7 +31,7 @@ from kernels.backends import Backend, Blend, Gradients, platform
 from kernels.pallas_tpu.composite import blend_tiles, blend_tiles_backward
 from kernels.pallas_tpu.lists import merge, split
 from kernels.pallas_tpu.members import WORD, Split, owners, pack_bits, plan, tile_members
-from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, TILE, TILES
+from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, OPACITY, TILE, TILES
 from kernels.projection import Splats
 
 BLOCK_PIXELS = (BLOCK[0] * TILE, BLOCK[1] * TILE)
@@ -70,8 +70,11 @@ def chunk_rows(
         ],
         axis=-1,
     )
-    table = jnp.pad(table[order], ((0, -num % CHUNK), (0, 0)))
-    return rearrange(table, "(chunk lane) row -> chunk row lane", lane=CHUNK)
+    spare = -num % CHUNK
+    table = table[jnp.pad(order, (0, spare))]
+    rows = rearrange(table, "(chunk lane) row -> chunk row lane", lane=CHUNK)
+    # What fills up the last chunk is not drawn.
+    return rows.at[-1, OPACITY, CHUNK - spare :].set(0.0) if spare else rows
 
 
 def unpack_rows(rows: Float[Array, "chunks R 128"]) -> Float[Array, "R columns"]:
@@ -88,12 +91,16 @@ def _block_members(
     first, counts, _ = binning.tile_boxes(splats, width, height, BLOCK_PIXELS)
     across, down = binning.grid(width, height, BLOCK_PIXELS)
     first, counts = (rearrange(a, "(c lane) xy -> xy c lane", lane=CHUNK) for a in (first, counts))
-    words = []
-    for start in range(0, across * down, WORD):
-        block = jnp.arange(start, min(start + WORD, across * down))[:, None, None]
+
+    def is_inside(block: int) -> Array:
         x, y = block % across - first[0], block // across - first[1]
-        inside = (x >= 0) & (x < counts[0]) & (y >= 0) & (y < counts[1])
-        words.append(pack_bits(inside))
+        return (x >= 0) & (x < counts[0]) & (y >= 0) & (y < counts[1])
+
+    blocks = range(across * down)
+    words = [
+        pack_bits([is_inside(block) for block in blocks[start : start + WORD]])
+        for start in range(0, across * down, WORD)
+    ]
     return jnp.stack(words, axis=1)
 
 
@@ -130,28 +137,28 @@ def tile_lists(
     return TileLists(split(by_block, tiles, room), tiles.starts, blocks, tiles)
 
 
-def _join(tiles: Float[Array, "tiles F 256"], width: int, height: int) -> Float[Array, "H W F"]:
-    """Tiles, block by block, to an image."""
+def _join(tiles: Float[Array, "tiles F 256"], width: int, height: int) -> Float[Array, "F H W"]:
+    """Tiles, block by block, to an image, channel by channel: no few channels fill registers."""
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
     image = rearrange(
         tiles,
-        "(down across ty tx) f (h w) -> (down ty h) (across tx w) f",
+        "(down across ty tx) f (h w) -> f (down ty h) (across tx w)",
         across=across,
         ty=BLOCK[1],
         tx=BLOCK[0],
         h=TILE,
     )
-    return image[:height, :width]
+    return image[:, :height, :width]
 
 
-def _cut(image: Float[Array, "H W F"], rows: int) -> Float[Array, "tiles rows 256"]:
+def _cut(image: Float[Array, "F H W"], rows: int) -> Float[Array, "tiles rows 256"]:
     """Transpose of `_join`, with zeros for the `rows` that the image doesn't have."""
-    height, width, features = image.shape
+    features, height, width = image.shape
     across, down = binning.grid(width, height, BLOCK_PIXELS)
-    padding = (down * BLOCK_PIXELS[1] - height, across * BLOCK_PIXELS[0] - width, rows - features)
+    padding = (rows - features, down * BLOCK_PIXELS[1] - height, across * BLOCK_PIXELS[0] - width)
     return rearrange(
         jnp.pad(image, [(0, pad) for pad in padding]),
-        "(down ty h) (across tx w) f -> (down across ty tx) f (h w)",
+        "f (down ty h) (across tx w) -> (down across ty tx) f (h w)",
         ty=BLOCK[1],
         tx=BLOCK[0],
         h=TILE,
@@ -177,11 +184,13 @@ def _forward(
         _, order = lax.sort((splats.depths, index), num_keys=1, is_stable=True)
         lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
         blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
-        image = _join(blended, width, height)
+        # Whole, or XLA would take channels out of tiles, whose registers they share.
+        image = lax.optimization_barrier(_join(blended, width, height))
         overflow = lists.blocks.dropped + lists.tiles.dropped
-        return Blend(image[..., :channels], image[..., channels], overflow), (order, state)
+        return Blend(image[:channels], image[channels], overflow), (order, state)
 
-    return lax.map(one_image, (splats, features))
+    blend, residuals = lax.map(one_image, (splats, features))
+    return blend._replace(features=jnp.moveaxis(blend.features, 1, -1)), residuals
 
 
 def _backward(
@@ -202,9 +211,8 @@ def _backward(
     num, channels = features.shape[-2:]
 
     def one_image(inputs):
-        splats, features, (order, state), d_features, d_alpha = inputs
+        splats, features, (order, state), d_image = inputs
         lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
-        d_image = jnp.concatenate([d_features, d_alpha[..., None]], axis=-1)
         d_tiles = _cut(d_image, lists.splats.shape[1] - GEOMETRY)
         d_rows = blend_tiles_backward(
             lists.starts, lists.splats, state, d_tiles, blocks_across=across
@@ -213,13 +221,13 @@ def _backward(
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
-        columns = table.T[inverse]
-        means, cholesky, opacities, _, d_features, _ = jnp.split(
-            columns, [2, 5, 6, GEOMETRY, GEOMETRY + channels], axis=-1
-        )
-        return Gradients(means, cholesky, opacities[:, 0], d_features)
+        table = table.T[inverse].T
+        return table[: OPACITY + 1], table[GEOMETRY : GEOMETRY + channels]
 
-    return lax.map(one_image, (splats, features, residuals, d_features, d_alpha))
+    d_images = jnp.concatenate([jnp.moveaxis(d_features, -1, 1), d_alpha[:, None]], axis=1)
+    geometry, d_features = lax.map(one_image, (splats, features, residuals, d_images))
+    means, cholesky, opacities = jnp.split(jnp.moveaxis(geometry, 1, -1), [2, 5], axis=-1)
+    return Gradients(means, cholesky, opacities[..., 0], jnp.moveaxis(d_features, 1, -1))
 
 
 def _unavailable() -> str | None:

@@ -31,6 +31,8 @@ GROUP = 4
 """Children whose 0-1 matrices make one product."""
 BUFFERS = 8
 """Chunks on their way to HBM."""
+SCALAR_ROWS = 8
+"""Chunks whose places and counts are fetched at a time: a row of tiles, as they lie in memory."""
 
 
 def _rank_members(members, ranks):
@@ -49,20 +51,16 @@ def _one_hot(places: Int[Array, "1 128"]) -> Array:
     return (iota((CHUNK, CHUNK), 0) == places).astype(jnp.float32)
 
 
-def _targets(child, places, ranks) -> Int[Array, "1 128"]:
+def _targets(child, place, ranks) -> Int[Array, "1 128"]:
     """Lanes of the child's open chunk (or, from 128, of the next) that a chunk's splats go to."""
-    return ranks[pl.ds(child, 1)] + (places[0, 0, child] & (CHUNK - 1))
-
-
-def _crosses(child, places, counts) -> Array:
-    """Whether a chunk's members reach the end of the child's open chunk."""
-    return (places[0, 0, child] & (CHUNK - 1)) + counts[0, 0, child] >= CHUNK
+    return ranks[pl.ds(child, 1)] + (place & (CHUNK - 1))
 
 
 def _split_kernel(
     parent, rows, members, places, counts, out, ranks, growing, leaving, sent, semaphores
 ):
     chunk = pl.program_id(0)
+    row = lax.rem(chunk, SCALAR_ROWS)
     children, room = counts.shape[-1], out.shape[0]
 
     def send(slot, target):
@@ -94,18 +92,18 @@ def _split_kernel(
     def place_group(group, _):
         family = [group * GROUP + i for i in range(GROUP)]
 
-        @pl.when(sum(counts[0, 0, child] for child in family) > 0)
+        @pl.when(sum(counts[row, child] for child in family) > 0)
         def _():
-            targets = [_targets(child, places, ranks) for child in family]
+            targets = [_targets(child, places[row, child], ranks) for child in family]
             matrix = jnp.concatenate([_one_hot(target) for target in targets], axis=0)
             placed = sum_parts(dot(splats3, matrix.astype(jnp.bfloat16), (1, 1)))
             for i, child in enumerate(family):
                 growing[child] += placed[:, i * CHUNK : (i + 1) * CHUNK]
             for target, child in zip(targets, family, strict=True):
-
-                @pl.when(_crosses(child, places, counts))
+                # The members reach the end of the child's open chunk.
+                @pl.when((places[row, child] & (CHUNK - 1)) + counts[row, child] >= CHUNK)
                 def _(target=target, child=child):
-                    close(child, places[0, 0, child] >> 7)
+                    close(child, places[row, child] >> 7)
                     matrix = _one_hot(target - CHUNK).astype(jnp.bfloat16)
                     growing[child] = sum_parts(dot(splats3, matrix, (1, 1)))
 
@@ -119,7 +117,7 @@ def _split_kernel(
     @pl.when(last)
     def _():
         def close_rest(child, _):
-            place = places[0, 0, child] + counts[0, 0, child]
+            place = places[row, child] + counts[row, child]
             pl.when((place & (CHUNK - 1)) > 0)(lambda: close(child, place >> 7))
             return 0
 
@@ -137,7 +135,11 @@ def _specs(rows: int, words: int):
     def one(shape, **kwargs):
         return pl.BlockSpec((1, *shape), lambda chunk, *_: (chunk, 0, 0), **kwargs)
 
-    scalars = one((1, words * WORD), memory_space=pltpu.SMEM)
+    scalars = pl.BlockSpec(
+        (SCALAR_ROWS, words * WORD),
+        lambda chunk, *_: (lax.div(chunk, SCALAR_ROWS), 0),
+        memory_space=pltpu.SMEM,
+    )
     return one((rows, CHUNK)), one((words, CHUNK)), scalars, scalars
 
 
@@ -176,6 +178,7 @@ def _merge_kernel(
     parent, starts, gradients, members, places, counts, out, ranks, current, coming, semaphores
 ):
     chunk = pl.program_id(0)
+    row = lax.rem(chunk, SCALAR_ROWS)
     children = counts.shape[-1]
     room = gradients.shape[0]
 
@@ -215,18 +218,18 @@ def _merge_kernel(
     def gather_group(group, _):
         family = [group * GROUP + i for i in range(GROUP)]
 
-        @pl.when(sum(counts[0, 0, child] for child in family) > 0)
+        @pl.when(sum(counts[row, child] for child in family) > 0)
         def _():
             for child in family:
-                place = places[0, 0, child]
-                opens = (counts[0, 0, child] > 0) & ((place & (CHUNK - 1)) == 0)
+                place = places[row, child]
+                opens = (counts[row, child] > 0) & ((place & (CHUNK - 1)) == 0)
                 pl.when(opens)(lambda child=child, place=place: enter(child, place >> 7))
-            targets = [_targets(child, places, ranks) for child in family]
+            targets = [_targets(child, places[row, child], ranks) for child in family]
             matrix = jnp.concatenate([_one_hot(target) for target in targets], axis=0)
             rows = jnp.concatenate([current[child] for child in family], axis=1)
             out[0] += sum_parts(dot(rows, matrix.astype(jnp.bfloat16), (1, 0)))
             for target, child in zip(targets, family, strict=True):
-                place, count = places[0, 0, child], counts[0, 0, child]
+                place, count = places[row, child], counts[row, child]
 
                 @pl.when((place & (CHUNK - 1)) + count > CHUNK)
                 def _(target=target, child=child, place=place):

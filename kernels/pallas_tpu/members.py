@@ -8,6 +8,7 @@ where, and `plan` lays the children's lists out; `lists` then moves the splats.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,9 +34,9 @@ class Split(NamedTuple):
 
     members: Int[Array, "chunks words 128"]
     """Bit f of word w: the splat goes to child 32 w + f of the chunk's parent."""
-    places: Int[Array, "chunks 1 children"]
+    places: Int[Array, "chunks children"]
     """Place in the children's lists, 128 * chunk + lane, where a chunk's first member goes."""
-    counts: Int[Array, "chunks 1 children"]
+    counts: Int[Array, "chunks children"]
     """How many members a chunk has for a child."""
     parent: Int[Array, "chunks"]
     """The parent whose chunk it is."""
@@ -50,7 +51,9 @@ class Split(NamedTuple):
 def owners(starts: Int[Array, "ends"], chunks: int) -> Int[Array, "chunks"]:
     """The list that owns each chunk; list l owns the chunks `starts[l]:starts[l + 1]`."""
     chunk = jnp.arange(chunks, dtype=jnp.int32)
-    owner = jnp.searchsorted(starts, chunk, side="right").astype(jnp.int32) - 1
+    # Few lists: comparing with all their starts at once is quicker than a search's loop.
+    owner = jnp.searchsorted(starts, chunk, side="right", method="compare_all") - 1
+    owner = owner.astype(jnp.int32)
     return jnp.clip(owner, 0, len(starts) - 2)
 
 
@@ -65,8 +68,7 @@ def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], r
     children = words * WORD
     used = parents[-1]
     chunk = jnp.arange(chunks, dtype=jnp.int32)
-    bits = (members[:, :, None] >> jnp.arange(WORD, dtype=jnp.int32)[:, None]) & 1
-    counts = jnp.sum(bits, axis=-1).reshape(chunks, children)
+    counts = _count_bits(members).reshape(chunks, children)
     counts = jnp.where((chunk < used)[:, None], counts, 0)
     before = jnp.concatenate([jnp.zeros((1, children), jnp.int32), jnp.cumsum(counts, axis=0)])
     at_parents = before[parents]
@@ -79,8 +81,8 @@ def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], r
     fitting = jnp.clip((room - starts[:-1]) * CHUNK, 0, lengths)
     return Split(
         members=members,
-        places=(base + before[:-1] - at_parents[parent])[:, None],
-        counts=counts[:, None],
+        places=base + before[:-1] - at_parents[parent],
+        counts=counts,
         parent=parent,
         used=jnp.maximum(used, 1),
         starts=jnp.minimum(starts, room),
@@ -88,10 +90,20 @@ def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], r
     )
 
 
-def pack_bits(members: Array) -> Array:
-    """Up to 32 booleans along the first axis as the bits of one int32."""
-    place = lax.broadcasted_iota(jnp.int32, members.shape, 0)
-    return jnp.sum(jnp.where(members, jnp.left_shift(1, place), 0), axis=0, dtype=jnp.int32)
+def _count_bits(members: Int[Array, "chunks words 128"]) -> Int[Array, "chunks words 32"]:
+    """How many lanes have each bit set."""
+    # Four bits at a time, a byte apart: bytes hold sums up to 128.
+    apart = (members[:, :, None] >> jnp.arange(8, dtype=jnp.int32)[:, None]) & 0x01010101
+    sums = jnp.sum(apart, axis=-1)[:, :, None]
+    counts = (sums >> jnp.arange(0, WORD, 8, dtype=jnp.int32)[:, None]) & 255
+    return counts.reshape(*members.shape[:2], WORD)
+
+
+def pack_bits(members: Sequence[Array]) -> Array:
+    """Up to 32 arrays of booleans as the bits of one of int32."""
+    # One after another, not along an axis: no 32 times as large an array is reduced.
+    bits = (jnp.left_shift(member.astype(jnp.int32), i) for i, member in enumerate(members))
+    return functools.reduce(jnp.bitwise_or, bits)
 
 
 def _members_kernel(block, splats, out, *, tiles):

@@ -10,3 +10,5 @@ CHUNK = 128
 """Splats that are blended at a time: the lanes of a register."""
 GEOMETRY = 8
 """Rows of a chunk before the features: x, y, p, q, r, opacity and two that aren't read."""
+OPACITY = 5
+"""Which of them is the opacity; means and Cholesky factors come before."""

@@ -89,7 +89,7 @@ def random_members(rng, chunks, words):
     """Members with full, sparse and empty children; as booleans and as words."""
     odds = rng.choice([0.0, 0.02, 0.3, 1.0], size=(words, tpu_members.WORD, 1))
     members = rng.random((chunks, words, tpu_members.WORD, CHUNK)) < odds
-    packed = tpu_members.pack_bits(jnp.moveaxis(jnp.asarray(members), 2, 0))
+    packed = tpu_members.pack_bits(list(jnp.moveaxis(jnp.asarray(members), 2, 0)))
     return members.reshape(chunks, -1, CHUNK), packed
 
 
