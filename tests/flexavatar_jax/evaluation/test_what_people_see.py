@@ -15,7 +15,7 @@ from data_pipelines.shards import open_at_size
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
 from flexavatar_jax.evaluation.identity import identity_by_sector
-from flexavatar_jax.evaluation.matrix import spread_text, table
+from flexavatar_jax.evaluation.matrix import markdown, spread_text, table
 from flexavatar_jax.evaluation.metrics import mask_iou
 from flexavatar_jax.evaluation.mouth import (
     expression_following,
@@ -186,7 +186,8 @@ def test_a_table_has_mean_and_spread_over_seeds():
     assert spread_text([1.0], 2) == "1.00"
     assert spread_text([1.0, 3.0], 2) == "2.00 ± 1.41"
     metrics = {"psnr_unseen_all": 16.0, "steps": 10}
-    text = table({"sinks": {"0": metrics, "1": {**metrics, "psnr_unseen_all": 18.0}}})
+    rows = table({"sinks": {"0": metrics, "1": {**metrics, "psnr_unseen_all": 18.0}}})
+    text = markdown(rows)
     head, _, row = text.splitlines()
     assert head == "| config | seeds | steps | PSNR, dB |"
     assert row == "| sinks | 2 | 10 | 17.00 ± 1.41 |"

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from small_model import inputs, rule_model, small_config
 
 from data_pipelines.frame import expression_part, neutral_code
-from flexavatar_jax.model.decoder import Decoder
+from flexavatar_jax.model.decoder import SINK_SIZE, Decoder
 
 decode = nnx.jit(Decoder.__call__)
 
@@ -39,6 +40,20 @@ def test_the_sink_is_a_token_and_not_an_expression():
     np.testing.assert_array_equal(decode(model.decoder, code(), expression, jnp.array([1])), before)
     model.decoder.sinks[...] = model.decoder.sinks[...].at[1].add(1.0)
     assert np.abs(decode(model.decoder, code(), expression, jnp.array([1])) - before).max() > 1e-2
+
+
+def test_sinks_start_alike_and_small_and_each_learns_from_its_own_source():
+    decoder = fresh_decoder()
+    sinks = np.asarray(decoder.sinks[...])
+    np.testing.assert_array_equal(sinks[0], sinks[1])
+    assert np.std(sinks) == pytest.approx(SINK_SIZE, rel=0.3)
+
+    def brightness(decoder, source):
+        return jnp.sum(decode(decoder, code(), inputs()["expression"], jnp.array([source])) ** 2)
+
+    for source in (0, 1):
+        gradient = nnx.grad(brightness)(decoder, source)["sinks"][...]
+        assert (np.abs(gradient).max(axis=1) > 0).tolist() == [source == 0, source == 1]
 
 
 def test_maps_are_row_major_and_one_an_expression():

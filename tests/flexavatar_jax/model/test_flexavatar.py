@@ -129,7 +129,6 @@ def test_a_fresh_models_gaussians_sit_on_the_template_small_and_faint():
     unturned = np.broadcast_to([1, 0, 0, 0], gaussians.quats.shape)
     np.testing.assert_array_equal(gaussians.quats, unturned)
     assert np.std(gaussians.colors) > 0
-    assert np.std(model.decoder.sinks[...]) == pytest.approx(1, rel=0.3)
 
 
 def test_all_state_is_parameters_whose_logical_axes_fit():
