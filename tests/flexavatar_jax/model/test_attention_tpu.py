@@ -101,6 +101,22 @@ def test_joint_blocks_are_the_same_with_the_kernels(on_tpu):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_laying_tokens_out_is_for_each_device_and_changes_nothing():
+    """Outside of `shard_map` XLA gathers the batch, which a mesh of one does not show."""
+    mesh = jax.make_mesh((1, 1), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)), jnp.float32)
+
+    def value(x, own):
+        return jnp.sum(jnp.tanh(own(2 * x)) ** 2)
+
+    gradient = jax.grad(functools.partial(value, own=attention_tpu.row_major))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert str(jax.make_jaxpr(gradient)(x)).count("shard_map") == 2
+    np.testing.assert_array_equal(
+        jax.jit(gradient)(x), jax.jit(jax.grad(functools.partial(value, own=lambda x: x)))(x)
+    )
+
+
 def test_kernels_say_at_least_what_the_compiler_counts_for_plain_attention():
     """Nothing becomes free by becoming custom: padding of heads and keys counts on top."""
     q, k, v, _ = inputs(4, 192, 256, (256, 5))
