@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     args = parser.parse_args(argv)
     settings = {key: value for key, value in vars(args).items() if key not in _NO_SETTINGS}
+    for key, value in getattr(module, "LATER_OPTIONS", {}).items():
+        if settings[key] == value:
+            del settings[key]
     if "source" in settings:  # the same folder, from wherever the command is given
         settings["source"] = _absolute(args.source)
     try:

@@ -13,8 +13,10 @@ import argparse
 
 from etils import epath
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from data_pipelines.files import list_folder
 from flexavatar_jax import cli
 from flexavatar_jax.evaluation.matrix import commit
 from flexavatar_jax.runs import digests, weights_file
@@ -25,12 +27,15 @@ from flexavatar_jax.runs.weights_file import pack_weights
 def publish(workdir: epath.PathLike, out: epath.PathLike, step: int | None = None) -> None:
     """Writes the folder `out`; what an earlier call wrote there is replaced.
 
+    The config goes along without the paths of this machine's weights of frozen networks.
+
     Raises:
-      UserError: no whole checkpoint of a run at `workdir`, or `out` holds something else.
+      UserError: no whole checkpoint of a run at `workdir`; or `out` holds something else, or
+        cannot be written.
     """
     workdir, out = epath.Path(workdir), epath.Path(out)
-    if (out / "checkpoints").exists():
-        raise UserError(f"--out {out} holds a run; give another folder")
+    if out.exists() and list_folder(out) and not weights_file.is_there(out):
+        raise UserError(f"--out {out} holds something else than weights; give another folder")
     loaded = load_model(workdir, step, load_dinov2=False)
     notes = {
         "step": loaded.step,
@@ -38,7 +43,12 @@ def publish(workdir: epath.PathLike, out: epath.PathLike, step: int | None = Non
         "commit": commit(),
         "seconds": loaded.progress.get("seconds", 0.0),
     }
-    contents = {name: (workdir / name).read_text() for name in ("config.json", "template.obj")}
+    config = ConfigDict(loaded.config)
+    config.frozen = ConfigDict(dict.fromkeys(config.frozen, ""))
+    contents = {
+        "config.json": config.to_json_best_effort(indent=2, sort_keys=True),
+        "template.obj": (workdir / "template.obj").read_text(),
+    }
     contents[weights_file.FILE] = pack_weights(nnx.state(loaded.model, nnx.Param), notes)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -49,6 +59,7 @@ def publish(workdir: epath.PathLike, out: epath.PathLike, step: int | None = Non
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flexavatar_jax.publish", description=__doc__.split("\n", 1)[0]
     )

@@ -10,6 +10,9 @@ from data_pipelines.procedural.capture_sets import procedural_sets
 
 _OPTIONS = {name: p.default for name, p in inspect.signature(procedural_sets).parameters.items()}
 
+LATER_OPTIONS = {"reported_turn": 1.0, "reported_size": 1.0}
+"""Options that folders prepared earlier have no settings of, with what they were then."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """An option for each argument of `procedural_sets`."""

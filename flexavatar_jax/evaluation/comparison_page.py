@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from urllib.parse import quote
 
 from etils import epath
 
@@ -27,7 +28,7 @@ def write_page(
         write(folder / page, (workdir / "report" / AVATAR_PAGE).read_text())
         label = html.escape(name)
         figures.append(
-            f'<figure><iframe src="{html.escape(page)}" loading="lazy" '
+            f'<figure><iframe src="{quote(page)}" loading="lazy" '
             f'title="{label}: its avatar of the first test person, with sliders"></iframe>'
             f"<figcaption>{label}</figcaption></figure>"
         )

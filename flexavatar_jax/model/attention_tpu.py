@@ -106,16 +106,31 @@ def row_major(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
     Left alone, XLA lays the tokens side by side between blocks, for the sake of one product of
     many: sums over tokens then go across a register's lanes, and copies lead there and back.
     """
+    return _row_major(jax.sharding.get_abstract_mesh(), x)
 
+
+# Its own gradient: shard_map's would be summed over the axes that do not split the batch.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _row_major(mesh: AbstractMesh, x: Array) -> Array:
     def own(x):
         return with_layout_constraint(x, Layout((0, 1, 2)))
 
-    mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return own(x)
     # XLA would gather what is split, not knowing what the constraint does to it.
     spec = PartitionSpec(_batch_axes(mesh))
-    return jax.shard_map(own, in_specs=spec, out_specs=spec, check_vma=False)(x)
+    return jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _row_major_forward(mesh: AbstractMesh, x: Array) -> tuple[Array, None]:
+    return _row_major(mesh, x), None
+
+
+def _row_major_backward(mesh: AbstractMesh, _: None, cotangent: Array) -> tuple[Array]:
+    return (_row_major(mesh, cotangent),)
+
+
+_row_major.defvjp(_row_major_forward, _row_major_backward)
 
 
 def _batch_axes(mesh: AbstractMesh) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def read_params(workdir: epath.PathLike, abstract: nnx.State) -> nnx.State:
 
 
 def _open(workdir: epath.PathLike, step: int | None = None) -> Checkpoints | WeightsFile:
-    if not (epath.Path(workdir) / weights_file.FILE).exists():
+    if not weights_file.is_there(workdir):
         return open_checkpoints(workdir, step)
     weights = WeightsFile(workdir)
     if step not in (None, weights.latest_step):

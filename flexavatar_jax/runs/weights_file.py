@@ -14,15 +14,31 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from data_pipelines.errors import UserError
 
 FILE = "weights.safetensors"
 
+UNREADABLE = (
+    SafetensorError,
+    AttributeError,  # a type that NumPy has not
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a damaged or hostile file raises."""
+
 Notes = dict[str, Any]
 """JSON of a run's `step`, `seed`, `commit` and `seconds` of training."""
+
+
+def is_there(folder: epath.PathLike) -> bool:
+    """Whether a folder is one of weights handed on; a run stays a run, whatever lies in it."""
+    folder = epath.Path(folder)
+    return (folder / FILE).exists() and not (folder / "checkpoints").exists()
 
 
 def pack_weights(params: nnx.State, notes: Notes) -> bytes:
@@ -48,15 +64,22 @@ class WeightsFile:
     def __init__(self, folder: epath.PathLike) -> None:
         self._path = epath.Path(folder) / FILE
         try:
-            with safe_open(self._path, "numpy") as file:
-                self._notes: Notes = json.loads((file.metadata() or {})["notes"])
-                self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.latest_step = int(self._notes["step"])
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            content = self._path.read_bytes()
+            self._notes = _notes(content)
+            self._tensors = load(content)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from None
+        except UNREADABLE as error:
             raise UserError(
                 f"{self._path} is damaged, or no file of this project's ({type(error).__name__}: "
                 f"{error}); fetch it again"
             ) from None
+        for name, tensor in self._tensors.items():
+            if tensor.dtype != np.float16 or not np.isfinite(tensor).all():
+                raise UserError(
+                    f"{self._path}: {name} has no finite float16 numbers; fetch it again"
+                )
+        self.latest_step: int = self._notes["step"]
 
     def progress(self, step: int) -> Notes:
         """What is known of the run that the weights are of."""
@@ -84,7 +107,18 @@ class WeightsFile:
         return jax.tree_util.tree_map_with_path(restored, abstract)
 
     def close(self) -> None:
+        """Lets the numbers go."""
         self._tensors = {}
+
+
+def _notes(content: bytes) -> Notes:
+    """A file's notes, from the JSON at its start; raises `ValueError` if they are none."""
+    length = int.from_bytes(content[:8], "little")
+    notes = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["notes"])
+    step, seconds = notes["step"], notes.get("seconds", 0.0)
+    if type(step) is not int or step < 0 or type(seconds) not in (int, float):
+        raise ValueError("its notes have no step, or no seconds")
+    return notes
 
 
 def _named(params: nnx.State) -> Iterator[tuple[str, Any]]:

@@ -75,7 +75,7 @@ def open_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> 
 
 def is_import(workdir: epath.PathLike) -> bool:
     """Whether a folder holds weights to start from, imported or handed on, not a run to go on."""
-    if (epath.Path(workdir) / weights_file.FILE).exists():
+    if weights_file.is_there(workdir):
         return True
     start = epath.Path(workdir) / "checkpoints" / "0"
     return start.exists() and not any((start / x).exists() for x in ("optimizer", "data"))

@@ -21,11 +21,15 @@ def test_procedural_sets_are_prepared_resumed_and_protected(tmp_path, capsys):
     assert [PreparedSet(tmp_path / name).name for name in names] == names
     settings = json.loads((tmp_path / names[0] / "settings.json").read_text())
     assert (settings["size"], settings["seed"]) == (16, 0)
+    # Folders of before trackers could err go on.
+    assert "reported_turn" not in settings
     assert main(command) == 0
+    assert main([*command, "--reported-turn", "0.5"]) == GIVE_UP
     assert main([*command, "--seed", "1"]) == GIVE_UP
     errors = capsys.readouterr().err
     assert "error: " in errors
     assert "was prepared with seed 0, not 1" in errors
+    assert "was prepared with reported_turn None, not 0.5" in errors
 
 
 @pytest.mark.parametrize("arguments", [[], ["portraits"], ["procedural"]])

@@ -65,7 +65,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_seed_by_seed(tiny_config, tmp
 
 
 def test_the_page_shows_every_table_cell_picture_and_avatar(tmp_path):
-    runs = {name: tmp_path / name for name in ("sinks", "a<b")}
+    runs = {name: tmp_path / name for name in ("sinks", "a<b#50%")}
     for run in runs.values():
         (run / "report").mkdir(parents=True)
         (run / "report" / "avatar.html").write_text("")
@@ -83,6 +83,7 @@ def test_the_page_shows_every_table_cell_picture_and_avatar(tmp_path):
         "curves.svg",
     ]
     assert '<iframe src="avatar_sinks.html"' in page
+    assert '<iframe src="avatar_a%3Cb%2350%25.html"' in page
     assert "a<b" not in page
     assert "a&lt;b" in page
 

@@ -1,5 +1,7 @@
 """Weights to be handed on: small, loaded as a run is, whole or refused."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def test_it_is_no_run_to_go_on_with_and_has_no_other_step(published):
 
 
 def test_a_runs_folder_is_not_published_into(rule_run):
-    with pytest.raises(UserError, match="holds a run"):
+    with pytest.raises(UserError, match="holds something else than weights"):
         publish(rule_run, rule_run)
 
 
@@ -70,11 +72,18 @@ def test_a_runs_folder_is_not_published_into(rule_run):
         (b"", "damaged, or no file of this project's"),
         (b"\xff" * 64, "damaged, or no file of this project's"),
         (b"another model's", "of another model than the config.json beside it"),
+        (b"no step", "its notes have no step"),
+        (b"not finite", "a has no finite float16 numbers"),
     ],
 )
 def test_what_is_no_file_of_this_model_is_refused(published, tmp_path, content, expected):
-    if content == b"another model's":
-        content = pack_weights(nnx.State({"a": nnx.Param(np.ones(2, np.float32))}), {"step": 1})
+    one = nnx.State({"a": nnx.Param(np.ones(2, np.float32))})
+    made = {
+        b"another model's": pack_weights(one, {"step": 1}),
+        b"no step": pack_weights(one, {"step": math.inf}),
+        b"not finite": pack_weights(one, {"step": 1}).replace(b"\x00\x3c", b"\x00\x7e"),
+    }
+    content = made.get(content, content)
     for name in ("config.json", "template.obj"):
         (tmp_path / name).write_bytes((published / name).read_bytes())
     (tmp_path / "weights.safetensors").write_bytes(content)
