@@ -78,9 +78,14 @@ def test_pictures_must_be_there_of_one_size_and_inside(capture_folder, tmp_path,
 
 
 def test_shares_have_the_papers_opacities_and_scales():
-    opacities, number = np.array([0.3, 0.9, 0.6, 0.99, 0.5]), np.array([2, 3, 1, 40, 51])
-    opacity, factor = mcmc.share(jnp.asarray(opacities, jnp.float32), jnp.asarray(number))
+    """Up to the most a Gaussian is shared among, and of one whose opacity is 1 in float32."""
+    opacities = np.array([0.3, 0.9, 0.6, 0.99, 0.5, 1 - 2e-9, 1 - 2e-9])
+    number = np.array([2, 3, 1, 40, 51, 51, 30])
+    logits = jnp.asarray(np.log(opacities / (1 - opacities)), jnp.float32)
+    assert jax.nn.sigmoid(logits)[-1] == 1
+    opacity, factor = mcmc.share(jax.nn.sigmoid(logits), jnp.asarray(number))
     for i, (o, n) in enumerate(zip(opacities, number, strict=True)):
+        o = min(o, mcmc.MOST_OPAQUE)
         new = 1 - (1 - o) ** (1 / n)
         total = math.fsum(
             math.comb(j - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
