@@ -77,8 +77,11 @@ def check_out(folder: Path) -> None:
         ) from error
 
 
-def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
-    """A picture in [0, 1], upright, on white, scaled so that its longer side has `size` pixels.
+def load_picture(path: Path, size: int, *, upright: bool = True) -> Float[np.ndarray, "H W 3"]:
+    """A picture in [0, 1], on white, scaled so that its longer side has `size` pixels.
+
+    Args:
+      upright: turned as its EXIF orientation says, or as its pixels are in the file.
 
     Raises:
       FileNotFoundError: no such file.
@@ -90,7 +93,7 @@ def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"{path}: more than 8 bits a channel; convert it to 8 first")
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            picture = (ImageOps.exif_transpose(file) if upright else file).convert("RGBA")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture that can be read") from error
     except Image.DecompressionBombError as error:
