@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from kernels import Render, rasterize
+from kernels.examples.errors import print_error
 from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import GaussianCloud, write_ply
 from kernels.writable import make_writable
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         save_picture(picture, np.concatenate([target, fitted], axis=1))
         write_ply(ply, GaussianCloud(*map(np.asarray, gaussians_of(parameters)[:5])))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     error = np.mean((np.clip(fitted, 0, 1) - target) ** 2)
     print(f"PSNR {-10 * np.log10(error):.2f} dB; wrote {picture} and {ply}")

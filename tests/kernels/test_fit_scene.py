@@ -75,6 +75,8 @@ def test_pictures_must_be_there_of_one_size_and_inside(capture_folder, tmp_path,
     assert "003.png: 1024x512 pixels when scaled" in error_of(tmp_path)
     (model / "images.txt").write_text(text.replace(" 000.png", " ../images/000.png"))
     assert "a picture is called '../images/000.png'" in error_of(tmp_path)
+    (model / "images.txt").write_text(text.replace(" 000.png", " \x1b[2J\u202e0.png"))
+    assert error_of(tmp_path).endswith(r"images/\x1b[2J\u202e0.png: no such file")
     (model / "images.txt").write_text("".join(text.splitlines(keepends=True)[:2]))
     assert "has 1 picture; expected 2 or more" in error_of(tmp_path)
     with pytest.raises(SystemExit, match="2"):
