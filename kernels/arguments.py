@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from kernels import binning, cameras, harmonics
+from kernels.projection import Splats
 
 
 def check_sizes(**sizes: int) -> None:
@@ -30,12 +31,16 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_near(near: float) -> None:
+    """Raises ValueError for what is no finite number over 0; an array of no axes may be one."""
     if isinstance(near, jax.core.Tracer):
         raise ValueError(
             "near is traced by a JAX transformation; expected a number: make it static, or close "
             "over it"
         )
-    if not isinstance(near, numbers.Real | np.ndarray) or not 0 < float(near) < math.inf:
+    number = isinstance(near, numbers.Real) or (
+        isinstance(near, np.ndarray) and near.ndim == 0 and near.dtype.kind in "fiu"
+    )
+    if not number or not 0 < float(near) < math.inf:
         raise ValueError(f"near is {near!r}; expected a finite number over 0")
 
 
@@ -100,7 +105,7 @@ def check_shapes(inputs: dict[str, Array]) -> tuple[int, ...]:
 
 def check_camera(model: str, radial: int, tangential: int) -> None:
     """Raises ValueError for an unknown camera model or numbers of coefficients it cannot have."""
-    if model not in cameras.MODELS:
+    if not isinstance(model, str) or model not in cameras.MODELS:
         raise ValueError(f"camera_model is {model!r}; expected one of {', '.join(cameras.MODELS)}")
     most = cameras.MODELS[model]
     if radial > most:
@@ -124,6 +129,13 @@ def check_painted(inputs: dict[str, Array], batch: tuple[int, ...], num: int) ->
     _expect_beginning(inputs["background"], "background", batch, (channels,))
     if "absgrad" in inputs:
         _expect(inputs["absgrad"], "absgrad", (*batch, num, 2))
+
+
+def fields_of(splats: Splats) -> dict[str, Array]:
+    """The splats' arrays by their names; raises ValueError if they are something else."""
+    if not isinstance(splats, Splats):
+        raise ValueError(f"splats is a {type(splats).__name__}; expected what `project` returns")
+    return splats._asdict()
 
 
 def check_splats(splats: dict[str, Array]) -> tuple[tuple[int, ...], int]:

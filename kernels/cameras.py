@@ -100,7 +100,7 @@ def distorted(
 
 def _radial_factor(s: Array, k: Array) -> Array:
     """(1 + k1 s + k2 s^2 + k3 s^3) / (1 + k4 s + k5 s^2 + k6 s^3) of a radius squared, s."""
-    above = 1 + sum(k[i] * s ** (i + 1) for i in range(min(3, len(k))))
+    above = jnp.ones_like(s) + sum(k[i] * s ** (i + 1) for i in range(min(3, len(k))))
     below = 1 + sum(k[i] * s ** (i - 2) for i in range(3, len(k)))
     return above / below
 

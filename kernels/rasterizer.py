@@ -28,6 +28,7 @@ from kernels.arguments import (
     check_shapes,
     check_sizes,
     check_splats,
+    fields_of,
     warn_of_rounding,
 )
 from kernels.backends import Backend, choose_backend, compiles_ahead
@@ -212,8 +213,10 @@ def blend(
     Raises: as `rasterize`; ValueError too for `absgrad` on a backend that has none.
     """
     check_sizes(width=width, height=height)
+    if colors is None:
+        raise ValueError("colors is None; expected an array [*b,N,C]")
     with modes.standard():
-        fields = _as_float32(**splats._asdict())
+        fields = _as_float32(**fields_of(splats))
         painted = {} if absgrad is None else {"absgrad": absgrad}
         paint = _as_float32(colors=colors, background=_or_black(background, colors), **painted)
         check_painted(paint, *check_splats(fields))

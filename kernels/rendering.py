@@ -132,7 +132,7 @@ def choose_capacity(
 @functools.partial(jax.jit, static_argnames=("width", "height", "tile"))
 def _count(splats: Splats, **size) -> Int[Array, ""]:
     count = functools.partial(binning.count_slots, **size)
-    return jnp.max(jax.vmap(count)(_flatten(splats)))
+    return jnp.max(jax.vmap(count)(_flatten(splats)), initial=0)
 
 
 def _flatten(splats: Splats) -> Splats:

@@ -250,6 +250,8 @@ def _pipnets(shapes: list[tuple[int, ...]]) -> bool:
     if len(shapes) != 5 or any(len(s) != 4 or s[2:] != shapes[0][2:] for s in shapes):
         return False
     counts = [s[1] for s in shapes]
+    if counts[0] < 1:
+        return False
     neighbours, rest = divmod(counts[3], counts[0])
     same = counts[:3] == counts[:1] * 3 and counts[3] == counts[4]
     return same and rest == 0 and 1 <= neighbours < counts[0] and shapes[0][2] == shapes[0][3]

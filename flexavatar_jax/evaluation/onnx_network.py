@@ -19,6 +19,9 @@ from data_pipelines.errors import TRY_AGAIN, UserError
 NORMALISING = ("Sub", "BatchNormalization")
 """Operators on the input by which a network shows that it takes bytes as they are."""
 
+MAX_SIDE = 1024
+"""Pixels a side of the pictures that a network may take."""
+
 
 class OnnxNetwork:
     """A network of one picture, [1, 3, S, S] float32, RGB.
@@ -83,7 +86,12 @@ class OnnxNetwork:
             raise UserError(
                 f"{self.path} takes {found}; expected one input of float32 pictures, [1, 3, S, S]"
             )
-        return sizes.pop()
+        size = sizes.pop()
+        if size > MAX_SIDE:
+            raise UserError(
+                f"{self.path} takes pictures of {size} pixels a side; expected {MAX_SIDE} or fewer"
+            )
+        return size
 
     def __call__(
         self,
@@ -105,7 +113,7 @@ class OnnxNetwork:
             outputs = self._session.run(None, {self._session.get_inputs()[0].name: batch})
         except Exception as error:
             raise UserError(f"{self.path} fails on a picture: {_brief(error)}") from error
-        if not all(isinstance(x, np.ndarray) and np.isfinite(x).all() for x in outputs):
+        if not all(map(_all_finite, outputs)):
             raise UserError(
                 f"{self.path} gives what is not finite numbers; fetch or export it again"
             )
@@ -135,6 +143,12 @@ def _messages(message: Any, kind: str) -> Iterator[Any]:
         if field.message_type is not None:
             for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
                 yield from _messages(inner, kind)
+
+
+def _all_finite(output: Any) -> bool:
+    """Whether these are finite numbers: outputs may be strings, maps or nothing, too."""
+    numeric = isinstance(output, np.ndarray) and output.dtype.kind in "fiu"
+    return numeric and bool(np.isfinite(output).all())
 
 
 def _brief(error: Exception) -> str:

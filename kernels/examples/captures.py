@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from kernels import rasterize
@@ -29,6 +30,8 @@ class Views(NamedTuple):
 
 
 class Capture(NamedTuple):
+    """A scene's pictures, those to fit and those to judge by, and points to start from."""
+
     training: Views
     held_out: Views
     points: Float[np.ndarray, "P 3"]
@@ -39,25 +42,29 @@ class Capture(NamedTuple):
 def read_capture(folder: Path, size: int) -> Capture:
     """A capture in COLMAP's layout: FOLDER/images and a model (`colmap.find_model`).
 
+    Pictures are as their pixels are in the file, to which COLMAP's cameras belong, and not turned
+    as an EXIF orientation says.
+
     Args:
       size: of the longer side of the pictures, in pixels, to which they are scaled.
 
     Raises:
       FileNotFoundError: a picture or the model is missing.
       ValueError: what `colmap.read_model` refuses, pictures that cannot be read, are of several
-        sizes, outside of the folder, or fewer than two.
+        sizes or not of their cameras' shape, outside of the folder, or fewer than two.
     """
     model = colmap.read_model(colmap.find_model(folder))
     if len(model.names) < 2:
         raise ValueError(f"{folder}: has 1 picture; expected 2 or more, as one is held out")
     images, pictures, Ks = folder / "images", [], []
-    for name, (width, _), K in zip(
+    for name, (width, height), K in zip(
         tqdm(model.names, unit="picture"), model.sizes, model.Ks, strict=True
     ):
         path = images / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{folder}: a picture is called {name!r}; expected one in {images}")
-        picture = load_picture(path, size)
+        picture = load_picture(path, size, upright=False)
+        _check_shape(path, width, height)
         if pictures and picture.shape != pictures[0].shape:
             raise ValueError(
                 f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels when scaled, the first "
@@ -70,6 +77,20 @@ def read_capture(folder: Path, size: int) -> Capture:
     held_out = np.arange(len(pictures)) % HELD_OUT == 0
     training, kept = (Views(*(a[mask] for a in views)) for mask in (~held_out, held_out))
     return Capture(training, kept, model.points, model.colors)
+
+
+def _check_shape(path: Path, width: int, height: int) -> None:
+    """Raises ValueError for a picture that is no copy of what a camera of that size took.
+
+    Copies may be smaller or larger, and each of their sides off by a pixel.
+    """
+    with Image.open(path) as file:
+        found = file.size
+    if abs(found[0] * height - found[1] * width) > width + height:
+        raise ValueError(
+            f"{path}: {found[0]}x{found[1]} pixels, and its camera has {width}x{height}; expected "
+            "the picture that COLMAP saw, or one scaled from it"
+        )
 
 
 def write_synthetic(folder: Path, *, size: int = 128, views: int = 64) -> None:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from kernels import Render, rasterize
+from kernels.examples.errors import print_error
 from kernels.platforms import look_for_no_absent_tpu
 from kernels.ply import GaussianCloud, write_ply
 from kernels.writable import make_writable
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         save_picture(picture, np.concatenate([target, fitted], axis=1))
         write_ply(ply, GaussianCloud(*map(np.asarray, gaussians_of(parameters)[:5])))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     error = np.mean((np.clip(fitted, 0, 1) - target) ** 2)
     print(f"PSNR {-10 * np.log10(error):.2f} dB; wrote {picture} and {ply}")
@@ -77,8 +78,11 @@ def check_out(folder: Path) -> None:
         ) from error
 
 
-def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
-    """A picture in [0, 1], upright, on white, scaled so that its longer side has `size` pixels.
+def load_picture(path: Path, size: int, *, upright: bool = True) -> Float[np.ndarray, "H W 3"]:
+    """A picture in [0, 1], on white, scaled so that its longer side has `size` pixels.
+
+    Args:
+      upright: turned as its EXIF orientation says, or as its pixels are in the file.
 
     Raises:
       FileNotFoundError: no such file.
@@ -90,7 +94,7 @@ def load_picture(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"{path}: more than 8 bits a channel; convert it to 8 first")
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            picture = (ImageOps.exif_transpose(file) if upright else file).convert("RGBA")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture that can be read") from error
     except Image.DecompressionBombError as error:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from kernels import Render, count_capacity, rasterize
 from kernels.examples import mcmc
 from kernels.examples.captures import Capture, Views, on_device, read_capture, write_synthetic
+from kernels.examples.errors import print_error
 from kernels.examples.fit_image import check_out, save_picture
 from kernels.examples.mcmc import Parameters
 from kernels.harmonics import SIZES
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         psnr, pairs = evaluate(parameters, capture.held_out)
         save_picture(picture, np.concatenate(pairs[:4]))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     views = len(capture.held_out.pictures)
     print(f"PSNR {psnr:.2f} dB on {views} held-out pictures; wrote {ply} and {picture}")
@@ -195,6 +196,7 @@ def gaussians_of(parameters: Parameters) -> tuple[Array, Array, Array, Array]:
 
 
 def harmonics_of(parameters: Parameters) -> Float[Array, "N K 3"]:
+    """All coefficients as `rasterize` takes them."""
     return jnp.concatenate([parameters["sh0"], parameters["shN"]], 1)
 
 

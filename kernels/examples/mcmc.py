@@ -35,6 +35,8 @@ NOISE = 5e5
 """Size of the noise, in learning rates of the means."""
 MOST = 51
 """Gaussians, itself included, that one may be split into at a time."""
+MOST_OPAQUE = 1 - 1e-5
+"""Opacity that is shared of a Gaussian that has more: its sum cancels too much at 1."""
 SSIM_WEIGHT, OPACITY_WEIGHT, SCALE_WEIGHT = 0.2, 0.01, 0.01
 
 
@@ -209,6 +211,7 @@ def share(
     The paper's formula, whose double sum over i and k is one over binomials if i goes first.
     """
     number = jnp.clip(number, 1, MOST)
+    opacities = jnp.minimum(opacities, MOST_OPAQUE)
     opacity = 1 - (1 - opacities) ** (1 / number)
     opacity = jnp.clip(opacity, DEAD, 1 - 1e-6)
 

@@ -14,13 +14,13 @@ def weight(name, shape):
     return rule_tensor(name, shape, "faces")
 
 
-def save(path, nodes, inputs, outputs, weights):
-    """Writes a network; inputs and outputs are names with shapes."""
+def save(path, nodes, inputs, outputs, weights, *, kind=TensorProto.FLOAT):
+    """Writes a network; inputs and outputs are names with shapes, the latter of a kind."""
     graph = helper.make_graph(
         nodes,
         "faces",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+        [helper.make_tensor_value_info(n, kind, s) for n, s in outputs.items()],
         [numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

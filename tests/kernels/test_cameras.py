@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 CAMERAS = {
     "ortho": ("ortho", (), ()),
     "radial": ("pinhole", (-0.3, 0.12), ()),
+    "tangential": ("pinhole", (), (0.02, -0.03)),
     "opencv": ("pinhole", (0.2, -0.1, 0.05, 0.03, 0.02, 0.01), (0.02, -0.03)),
     "fisheye": ("fisheye", (), ()),
     "bent_fisheye": ("fisheye", (0.08, -0.02, 0.01, 0.003), ()),
@@ -165,6 +166,7 @@ def test_coefficients_of_each_camera_and_of_all_go_with_batches():
     ("settings", "message"),
     [
         (dict(camera_model="spherical"), "camera_model is 'spherical'; expected one of pinhole"),
+        (dict(camera_model=["pinhole"]), r"camera_model is \['pinhole'\]; expected one of pinhole"),
         (dict(camera_model="ortho", radial_coeffs=np.zeros(1)), "expected up to 0 for 'ortho'"),
         (dict(camera_model="fisheye", radial_coeffs=np.zeros(5)), "5 .*up to 4 for 'fisheye'"),
         (dict(camera_model="fisheye", tangential_coeffs=np.zeros(2)), "and None for other cameras"),

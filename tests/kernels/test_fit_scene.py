@@ -66,10 +66,17 @@ def test_pictures_must_be_there_of_one_size_and_inside(capture_folder, tmp_path,
     for path in (capture_folder / "images").iterdir():
         (images / path.name).write_bytes(path.read_bytes())
     Image.new("RGB", (24, 12)).save(images / "003.png")
-    assert "003.png: 1024x512 pixels when scaled" in error_of(tmp_path)
+    message = error_of(tmp_path)
+    assert "003.png: 24x12 pixels, and its camera has 24x24; expected the picture" in message
+    with (model / "cameras.txt").open("a") as file:
+        file.write("2 PINHOLE 24 12 28.8 28.8 12 6\n")
     text = (model / "images.txt").read_text()
+    (model / "images.txt").write_text(text.replace(" 1 003.png", " 2 003.png"))
+    assert "003.png: 1024x512 pixels when scaled" in error_of(tmp_path)
     (model / "images.txt").write_text(text.replace(" 000.png", " ../images/000.png"))
     assert "a picture is called '../images/000.png'" in error_of(tmp_path)
+    (model / "images.txt").write_text(text.replace(" 000.png", " \x1b[2J\u202e0.png"))
+    assert error_of(tmp_path).endswith(r"images/\x1b[2J\u202e0.png: no such file")
     (model / "images.txt").write_text("".join(text.splitlines(keepends=True)[:2]))
     assert "has 1 picture; expected 2 or more" in error_of(tmp_path)
     with pytest.raises(SystemExit, match="2"):
@@ -77,10 +84,38 @@ def test_pictures_must_be_there_of_one_size_and_inside(capture_folder, tmp_path,
     assert "expected either a folder or --synthetic" in capsys.readouterr().err
 
 
+def test_pictures_are_not_turned_as_exif_says(tmp_path):
+    """COLMAP's cameras are those of the pixels in the file; copies are off by a pixel a side."""
+    images, model = tmp_path / "images", tmp_path / "sparse" / "0"
+    images.mkdir()
+    model.mkdir(parents=True)
+    (model / "cameras.txt").write_text("1 PINHOLE 400 301 350 350 200 150\n")
+    (model / "images.txt").write_text("".join(f"{i} 1 0 0 0 0 0 0 1 {i}.png\n\n" for i in range(2)))
+    (model / "points3D.txt").write_text("1 0 0 2 9 9 9 0\n")
+    lying = Image.new("RGB", (40, 31))
+    lying.paste("red", (0, 0, 20, 31))
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    for i in range(2):
+        lying.save(images / f"{i}.png", exif=exif)
+    views = captures.read_capture(tmp_path, 40).training
+    assert views.pictures.shape == (1, 31, 40, 3)
+    assert views.pictures[0, 15, 5].tolist() == [255, 0, 0]
+    np.testing.assert_allclose(views.Ks[0, 0, [0, 2]], [35, 20])
+    lying.rotate(90, expand=True).save(images / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: 31x40 pixels, and its camera has 400x301; exp"):
+        captures.read_capture(tmp_path, 40)
+
+
 def test_shares_have_the_papers_opacities_and_scales():
-    opacities, number = np.array([0.3, 0.9, 0.6, 0.99, 0.5]), np.array([2, 3, 1, 40, 51])
-    opacity, factor = mcmc.share(jnp.asarray(opacities, jnp.float32), jnp.asarray(number))
+    """Up to the most a Gaussian is shared among, and of one whose opacity is 1 in float32."""
+    opacities = np.array([0.3, 0.9, 0.6, 0.99, 0.5, 1 - 2e-9, 1 - 2e-9])
+    number = np.array([2, 3, 1, 40, 51, 51, 30])
+    logits = jnp.asarray(np.log(opacities / (1 - opacities)), jnp.float32)
+    assert jax.nn.sigmoid(logits)[-1] == 1
+    opacity, factor = mcmc.share(jax.nn.sigmoid(logits), jnp.asarray(number))
     for i, (o, n) in enumerate(zip(opacities, number, strict=True)):
+        o = min(o, mcmc.MOST_OPAQUE)
         new = 1 - (1 - o) ** (1 / n)
         total = math.fsum(
             math.comb(j - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)

@@ -78,9 +78,10 @@ def test_images_sharded_over_an_explicit_mesh_are_sharded_alike(batch, expected)
 def test_vmap_over_no_images_gives_none(batch):
     none = [jnp.asarray(a)[:0] for a in batch]
     assert jax.vmap(render)(*none).color.shape == (0, 9, 9, 3)
+    assert count_capacity(*none[:4], *none[5:], **SIZE) >= 1
 
 
-@pytest.mark.parametrize("near", [np.nan, 0.0, -1.0, np.inf])
+@pytest.mark.parametrize("near", [np.nan, 0.0, -1.0, np.inf, np.array([0.1, 0.2]), "1"])
 @pytest.mark.usefixtures("any_types")
 def test_near_planes_that_mean_nothing_are_refused(batch, near):
     with pytest.raises(ValueError, match=r"near is .*; expected a finite number over 0"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_scenes import random_scenes
 
-from kernels import blend, harmonics, oracle, project, rasterize
+from kernels import blend, cuda, harmonics, oracle, pallas_tpu, project, rasterize, rasterizer
 
 SIZE = {"width": 13, "height": 11}
 capped = {**SIZE, "capacity": 256}
@@ -142,3 +142,15 @@ def test_what_does_not_go_with_the_splats_is_named(batch):
         blend(splats, batch.colors, absgrad=np.zeros((6, 12)), **capped)
     with pytest.raises(ValueError, match=r"splats.cholesky has shape .* expected \(6, 12, 3\)"):
         blend(splats._replace(cholesky=splats.means), batch.colors, **capped)
+    with pytest.raises(ValueError, match="splats is a tuple; expected what `project` returns"):
+        blend(tuple(splats), batch.colors, **capped)
+    with pytest.raises(ValueError, match="colors is None; expected an array"):
+        blend(splats, None, **capped)
+
+
+@pytest.mark.parametrize("backend", [pallas_tpu.BACKEND, cuda.BACKEND], ids=lambda b: b.name)
+def test_absgrad_is_refused_by_backends_that_have_none(batch, backend, monkeypatch):
+    monkeypatch.setattr(rasterizer, "choose_backend", lambda name: backend)
+    splats = project(*batch[:4], *batch[5:], **SIZE)
+    with pytest.raises(ValueError, match=f"^absgrad is not computed by backend '{backend.name}'; "):
+        blend(splats, batch.colors, absgrad=np.zeros((6, 12, 2), np.float32), **capped)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from data_pipelines.errors import UserError
 from flexavatar_jax.evaluation import face_crops, faces
 from flexavatar_jax.evaluation.faces import ArcFace, FaceScores, Keypoints
+from flexavatar_jax.evaluation.onnx_network import OnnxNetwork
 
 RNG = np.random.default_rng(0)
 SIZE = 96
@@ -134,6 +135,22 @@ def test_a_network_of_another_kind_is_named(tmp_path):
     file = onnx_files.save(tmp_path / "flat.onnx", relu, {"data": [1, 9]}, {"out": [1, 9]}, {})
     with pytest.raises(UserError, match=r"takes data \[1, 9\] tensor\(float\); expected one input"):
         ArcFace(file)
+    none = {"none": np.zeros((0, 3, 32, 32), np.float32)}
+    maps = [f"out_{i}" for i in range(5)]
+    empty = [helper.make_node("Conv", ["data", "none"], [n], strides=[32, 32]) for n in maps]
+    shapes = {"data": [1, 3, 256, 256]}, dict.fromkeys(maps)
+    file = onnx_files.save(tmp_path / "empty.onnx", empty, *shapes, none)
+    with pytest.raises(UserError, match=r"--akd .*empty\.onnx gives \[1, 0, 8, 8\], .*; expected"):
+        Keypoints(file)
+
+
+def test_a_network_of_huge_pictures_is_refused_before_it_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(OnnxNetwork, "__call__", None)
+    relu = [helper.make_node("Relu", ["data"], ["out"])]
+    shapes = {"data": [1, 3, 1 << 20, 1 << 20]}, {"out": None}
+    file = onnx_files.save(tmp_path / "huge.onnx", relu, *shapes, {})
+    with pytest.raises(UserError, match=r"huge\.onnx takes pictures of 1048576 pixels a side; exp"):
+        Keypoints(file)
 
 
 def test_pipnets_mean_face_must_be_its_own(tmp_path):
@@ -176,6 +193,10 @@ def test_a_network_that_fails_or_gives_no_numbers_is_named(tmp_path):
     log = [helper.make_node("Log", ["data"], ["a"]), helper.make_node("Flatten", ["a"], ["out"])]
     file = onnx_files.save(tmp_path / "log.onnx", log, *shapes, {})
     with pytest.raises(UserError, match=r"log\.onnx gives what is not finite numbers"):
+        ArcFace(file)
+    words = [helper.make_node("Cast", ["data"], ["out"], to=TensorProto.STRING)]
+    file = onnx_files.save(tmp_path / "words.onnx", words, *shapes, {}, kind=TensorProto.STRING)
+    with pytest.raises(UserError, match=r"words\.onnx gives what is not finite numbers"):
         ArcFace(file)
     bomb = [helper.make_node("ConstantOfShape", ["shape"], ["big"])]
     bomb += [helper.make_node("Add", ["data", "big"], ["out"])]
