@@ -27,6 +27,7 @@ demo: $(VENV)/.demo
 look: $(VENV)/.view
 	$(RUN) data_pipelines.prepare procedural --out data/look --size 128 --monocular-people 1 \
 		--monocular-timesteps 1 --multiview-people 1 --multiview-timesteps 1 --test-people 4
+	@mkdir -p runs
 	$(RUN) flexavatar_jax.avatar create data/look/procedural_test/test_00000 \
 		--workdir pretrained/procedural --out runs/look.avatar
 	$(RUN) flexavatar_jax.avatar view runs/look.avatar --workdir pretrained/procedural
