@@ -221,7 +221,7 @@ def test_an_import_is_started_from_and_never_trained_in(tiny_config, tmp_path):
     checkpoints.save(0, nnx.state(model, nnx.Param))
     checkpoints.wait()
     checkpoints.close()
-    with pytest.raises(UserError, match=r"imported weights.*--config\.init_from="):
+    with pytest.raises(UserError, match=r"weights without a run.*--config\.init_from="):
         train(tiny_config, tmp_path / "import")
     tiny_config.init_from = str(tmp_path / "import")
     assert train(tiny_config, tmp_path / "run") == 0

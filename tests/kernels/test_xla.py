@@ -14,7 +14,7 @@ from random_scenes import (
     random_scenes,
 )
 
-from kernels import oracle, project, rasterize, rasterizer
+from kernels import count_capacity, oracle, project, rasterize, rasterizer
 from kernels.bench import scenes
 from kernels.xla import backend as xla
 from kernels.xla.tiles import make_table
@@ -92,10 +92,10 @@ def test_a_guessed_capacity_changes_nothing():
     """Under jit the capacity is guessed, and sorted at an eighth of it where that is enough."""
     batch = scenes.sparse(images=2, num=600, size=64)
     size = {"width": 64, "height": 64}
-    counted = rasterize(*batch, **size)
-    guessed = jax.jit(functools.partial(rasterize, **size))(*batch)
-    jax.tree.map(np.testing.assert_array_equal, counted, guessed)
-    large = batch._replace(scales=20 * batch.scales)
-    counted = rasterize(*large, **size)
-    guessed = jax.jit(functools.partial(rasterize, **size))(*large)
-    jax.tree.map(np.testing.assert_array_equal, counted, guessed)
+    for scene in (batch, batch._replace(scales=20 * batch.scales)):
+        capacity = count_capacity(*scene[:4], *scene[5:], **size)
+        counted, guessed = (
+            jax.jit(functools.partial(rasterize, capacity=slots, **size))(*scene)
+            for slots in (capacity, None)
+        )
+        jax.tree.map(np.testing.assert_array_equal, counted, guessed)
