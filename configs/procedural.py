@@ -5,8 +5,8 @@
         --multiview-timesteps 2 --test-people 16
     python -m flexavatar_jax.train --config configs/procedural.py --workdir runs/procedural
 
-46 minutes of two CPU cores; on people who are not in the training data it reaches 18.8 dB PSNR, where
-the best constant has 12.3 dB. Its weights are in `pretrained/procedural`.
+46 minutes of two CPU cores; on people who are not in the training data it reaches 18.8 dB PSNR,
+where the best constant has 12.3 dB. Its weights are in `pretrained/procedural`.
 """
 
 from ml_collections import ConfigDict

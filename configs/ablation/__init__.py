@@ -2,9 +2,9 @@
 
     make ablation
 
-Three seeds of each take 74 minutes on two CPU cores; docs/ablation has what they reach.
-Multi-view people are scarce, as in the paper (they are 24 here, for 600 monocular ones), and the
-monocular clips have the leak: head pose in the code tells where the camera stands.
+Three seeds of each take an hour of two CPU cores; docs/ablation has what they reach. Multi-view
+people are scarce, as in the paper (60, for 1,000 monocular ones), and the monocular clips have the
+leak: head pose in the code tells where the camera stands, and tracking errs as one camera's does.
 """
 
 from ml_collections import ConfigDict
