@@ -247,9 +247,8 @@ class Stream(nnx.Module):
         self, x: Float[Array, "B N D"], attended: Float[Array, "B N D"]
     ) -> Float[Array, "B N D"]:
         """The stream after attention and MLP, both with residuals."""
-        keep = attention_tpu.row_major if backends.platform() == "tpu" else lambda x: x
-        x = keep(x + self.out(attended))
-        return keep(x + self.mlp(self.mlp_norm(x)))
+        x = x + self.out(attended)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class JointBlock(nnx.Module):

@@ -17,9 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model.attention_kernels import (
@@ -94,47 +93,11 @@ def attend(
     if mesh.empty:
         return own(*arrays, norm)
     splits = heads % mesh.shape.get(TENSOR_AXIS, 1) == 0
-    spec = PartitionSpec(_batch_axes(mesh), None, TENSOR_AXIS if splits else None)
+    batch = tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
+    spec = PartitionSpec(batch, None, TENSOR_AXIS if splits else None)
     return jax.shard_map(
         own, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
     )(*arrays, norm)
-
-
-def row_major(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    """`x` with a token's numbers side by side in memory; on any device its own examples.
-
-    Left alone, XLA lays the tokens side by side between blocks, for the sake of one product of
-    many: sums over tokens then go across a register's lanes, and copies lead there and back.
-    """
-    return _row_major(jax.sharding.get_abstract_mesh(), x)
-
-
-# Its own gradient: shard_map's would be summed over the axes that do not split the batch.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _row_major(mesh: AbstractMesh, x: Array) -> Array:
-    def own(x):
-        return with_layout_constraint(x, Layout((0, 1, 2)))
-
-    if mesh.empty:
-        return own(x)
-    # XLA would gather what is split, not knowing what the constraint does to it.
-    spec = PartitionSpec(_batch_axes(mesh))
-    return jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
-
-
-def _row_major_forward(mesh: AbstractMesh, x: Array) -> tuple[Array, None]:
-    return _row_major(mesh, x), None
-
-
-def _row_major_backward(mesh: AbstractMesh, _: None, cotangent: Array) -> tuple[Array]:
-    return (_row_major(mesh, cotangent),)
-
-
-_row_major.defvjp(_row_major_forward, _row_major_backward)
-
-
-def _batch_axes(mesh: AbstractMesh) -> tuple[str, ...]:
-    return tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
 
 
 def _heads_together(heads: int, width: int) -> int:

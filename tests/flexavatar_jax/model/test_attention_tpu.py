@@ -1,7 +1,6 @@
 """The TPU's attention kernels, interpreted, against plain attention and the compiler's counts."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -100,33 +99,6 @@ def test_joint_blocks_are_the_same_with_the_kernels(on_tpu):
     x, context = (jnp.float32(rng.standard_normal((1, n, 96))) for n in (16, 5))
     for a, b in zip(block(x, context), on_gpu(block, x, context), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-def test_laying_tokens_out_is_for_each_device_and_sums_nothing_over_others():
-    """Outside of `shard_map` XLA gathers the batch; its own gradient is summed over tensor axes."""
-    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "tensor"))
-    x = jax.ShapeDtypeStruct((4, 8, 16), jnp.float32)
-
-    def value(x):
-        return jnp.sum(jnp.tanh(attention_tpu.row_major(2 * x)) ** 2)
-
-    with jax.sharding.use_abstract_mesh(mesh):
-        program = str(jax.make_jaxpr(jax.grad(value))(x))
-    assert "psum" not in program
-    assert len(re.findall(r"shard_map\[", program)) == 2
-
-
-def test_laying_tokens_out_changes_nothing():
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)), jnp.float32)
-
-    def value(x, own):
-        return jnp.sum(jnp.tanh(own(2 * x)) ** 2)
-
-    found, expected = (
-        jax.jit(jax.grad(functools.partial(value, own=own)))(x)
-        for own in (attention_tpu.row_major, lambda x: x)
-    )
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_kernels_say_at_least_what_the_compiler_counts_for_plain_attention():
