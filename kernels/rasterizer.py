@@ -112,13 +112,10 @@ def rasterize(
     painted = {"colors": colors} if sh is None else {"sh": sh}
     warn_of_rounding(means, scales)
     with modes.standard():
-        inputs = _as_float32(
-            **_scene(
-                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
-            ),
-            **painted,
-            background=_or_black(background, *painted.values()),
+        inputs = _scene(
+            means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
         )
+        inputs |= _as_float32(**painted, background=_or_black(background, *painted.values()))
         batch = _check_scene(inputs, camera_model)
         check_painted(inputs, batch, inputs["means"].shape[-2])
         blending = _blending_settings(width, height, backend, capacity, overflow)
@@ -168,10 +165,8 @@ def project(
     settings = _projection_settings(width, height, near, antialiased, camera_model)
     warn_of_rounding(means, scales)
     with modes.standard():
-        inputs = _as_float32(
-            **_scene(
-                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
-            )
+        inputs = _scene(
+            means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
         )
         _check_scene(inputs, camera_model)
 
@@ -258,10 +253,8 @@ def count_capacity(
     """
     settings = _projection_settings(width, height, near, antialiased, camera_model)
     with modes.standard():
-        inputs = _as_float32(
-            **_scene(
-                means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
-            )
+        inputs = _scene(
+            means, quats, scales, opacities, viewmats, Ks, radial_coeffs, tangential_coeffs
         )
         batch = _check_scene(inputs, camera_model)
         splats = rendering.project(inputs, batch=batch, **settings)
@@ -273,12 +266,11 @@ SCENE = (*rendering.GAUSSIANS, *rendering.CAMERAS)
 PAINT = ("colors", "background", "absgrad")
 
 
-def _scene(*arrays: ArrayLike | None) -> dict[str, ArrayLike]:
-    """Arrays by their names; no coefficients are none."""
+def _scene(*arrays: ArrayLike | None) -> dict[str, Array]:
+    """Gaussians and cameras by their names; no coefficients are none."""
     none = np.zeros(0, np.float32)
-    return {
-        name: none if array is None else array for name, array in zip(SCENE, arrays, strict=True)
-    }
+    named = zip(SCENE, arrays, strict=True)
+    return _as_float32(**{name: none if array is None else array for name, array in named})
 
 
 def _check_scene(inputs: dict[str, Array], camera_model: str) -> tuple[int, ...]:

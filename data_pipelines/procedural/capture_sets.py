@@ -48,9 +48,9 @@ class ProceduralSet:
       num_cameras: cameras that see each moment.
       size: side of the pictures in pixels.
       seed: of everything random.
-      reported_turn: of monocular clips, see `performance.as_tracked`.
-      reported_size: how large monocular clips' heads, and how far their cameras, are taken to be,
-        in terms of what they are.
+      reported_turn: see `performance.as_tracked`; 1 unless one camera alone is tracked.
+      reported_size: how large heads, and how far cameras, are taken to be, in terms of what they
+        are; likewise.
     """
 
     name: str
@@ -85,14 +85,13 @@ class ProceduralSet:
         backdrop = _backdrop(rng, self.size)
         for timestep, code in enumerate(codes):
             scene = figure.scene(code)
-            reported = as_tracked(code, self.reported_turn) if monocular else code
+            reported = as_tracked(code, self.reported_turn)
             world2head = cameras.invert_rigid(head_to_world(code))
             reported_world2head = cameras.invert_rigid(head_to_world(reported))
             for camera, (cam2world, K) in views.items():
                 image, mask = render(scene, world2head @ cam2world, K, self.size, backdrop)
                 cam2head = reported_world2head @ cam2world
-                if monocular:
-                    cam2head[:3, 3] *= self.reported_size
+                cam2head[:3, 3] *= self.reported_size
                 yield Frame(
                     image=image,
                     mask=mask,
