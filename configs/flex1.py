@@ -91,6 +91,14 @@ def get_config() -> ConfigDict:
             sam=1.0,
             perceptual_start=400_000,  # step at which dino and sam set in
             perceptual_targets=0,  # dino and sam see a random so many of the targets; 0: all
+            focus=ConfigDict(
+                # pixels about these points of the head, in metres, count 1 + weight in l1 and mse
+                dict(
+                    weight=0.0,
+                    radius=0.012,
+                    points=((0.0315, 0.022, 0.05), (-0.0315, 0.022, 0.05), (0.0, -0.0385, 0.055)),
+                )
+            ),
         )
     )
 

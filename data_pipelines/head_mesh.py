@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
+from scipy.special import erf
 
 Numbers = np.ndarray | np.floating
 """An array of any shape, or the number that NumPy makes of one without axes."""
@@ -31,6 +32,12 @@ EYE_OFFSET, MOUTH_WIDTH = 0.0315, 0.026
 
 FRONT_DENSITY = 0.25
 """How unevenly u goes round: the face gets (1 + d) / (1 - d) times the back's share of the map."""
+
+FACE_ACROSS = 0.35
+"""How much more of the template's UV map than of u the face gets, and the back gets less."""
+
+FACE_DOWN = (0.54, 0.17, 1.2)
+"""Middle and reach of the face along v, and how much denser the template's UV map is there."""
 
 # One ring a row: v | front y, z | side y, z | back y, z | half width.
 _RINGS = np.array(
@@ -117,7 +124,23 @@ def template_mesh(columns: int = 88, rows: int = 66) -> Mesh:
     face_uvs = np.stack([np.stack([a, c, d], -1), np.stack([a, d, b], -1)], 1).reshape(-1, 3)
     row, column = np.divmod(face_uvs, columns + 1)
     faces = row * columns + column % columns
-    return Mesh(vertices, np.stack([u, v], -1).reshape(-1, 2), faces, face_uvs)
+    return Mesh(vertices, texture_coordinates(u, v).reshape(-1, 2), faces, face_uvs)
+
+
+def texture_coordinates(u: Numbers, v: Numbers) -> Float[np.ndarray, "*n 2"]:
+    """Where a surface coordinate lies on the template's UV map, which has more room for the face.
+
+    A texel of the face is half as wide and two thirds as high as one of the even map, so that an
+    eye is 5 x 2 texels of the demo's 48 x 48; one at the back of the head is twice as wide.
+    """
+    s = u + FACE_ACROSS * np.sin(2 * np.pi * (u - 0.5)) / (2 * np.pi)
+    middle, reach, gain = FACE_DOWN
+
+    def share(v: Numbers) -> Numbers:
+        return v + gain * reach * np.sqrt(np.pi) / 2 * erf((v - middle) / reach)
+
+    t = (share(v) - share(np.zeros(()))) / (share(np.ones(())) - share(np.zeros(())))
+    return np.clip(np.stack([s, t], axis=-1), 0, 1)  # rounding may lead out
 
 
 def head_surface(

@@ -6,7 +6,7 @@
 Each test person's most frontal first frame is the only input; the model renders other frames of
 that person with the multi-view bias sink, from their own cameras with their own expression codes.
 Beside PSNR and SSIM it measures whether the head is whole (mask IoU), whether it is the person
-(identity rank-1), whether the mouth follows the code, and whether head pose in the code changes
+(identity rank-1), whether mouth and eyes follow the code, and whether head pose in the code changes
 what it must not. If the training data are there, two references stand beside: the best constant,
 the mean training image of the same sector of view, and the nearest training person. A third, the
 best avatar code there is, takes minutes: `--upper_bound`. `--csim FILE.onnx` and `--akd FILE.onnx`
@@ -43,6 +43,7 @@ from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.entanglement import steadiness
+from flexavatar_jax.evaluation.face_motion import expression_following, face_motion
 from flexavatar_jax.evaluation.faces import FaceScores, faces_in_words, mean_scores
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.identity import identity_by_sector
@@ -53,7 +54,6 @@ from flexavatar_jax.evaluation.metrics import (
     summarise,
     training_sets,
 )
-from flexavatar_jax.evaluation.mouth import expression_following, jaw_opening
 from flexavatar_jax.evaluation.people import SECTORS, on_white, read_clip, read_people, sector
 from flexavatar_jax.evaluation.references import TrainingPeople, fitted_views
 from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
@@ -155,9 +155,9 @@ def evaluate(
         shown.append(TestPerson(person.name, on_white(source), sectors, truths, predictions))
 
     first = people[0].input
-    jaws = [
-        jaw_opening(animator, *one, size)
-        for one in tqdm(zip(people, codes, strict=True), desc="opening jaws", total=len(people))
+    moved = [
+        face_motion(animator, *one, size)
+        for one in tqdm(zip(people, codes, strict=True), desc="moving faces", total=len(people))
     ]
     metrics = summarise(rows)
     if shown_again:
@@ -166,7 +166,8 @@ def evaluate(
         metrics |= identity_by_sector(animator, people, codes, size)
     metrics |= mean_scores(alike) | expression_following(clips, driven)
     metrics |= {
-        "jaw_change": round(float(np.mean([change for _, change in jaws])), 4),
+        "jaw_change": round(float(np.mean([face.jaw_change for face in moved])), 4),
+        "gaze_change": round(float(np.mean([face.gaze_change for face in moved])), 4),
         "steadiness": steadiness(animator, people, codes, size),
         "people": len(people),
         "images": len(rows),
@@ -190,9 +191,8 @@ def evaluate(
         name=people[0].name,
         pairs=False,
     )
-    open_mouths = [np.stack(images) for images, _ in jaws]
     log = read_metrics(workdir)
-    write_report(report, config, metrics, shown, orbits, on_white(first), open_mouths, log)
+    write_report(report, config, metrics, shown, orbits, on_white(first), moved, log)
     text = json.dumps(metrics, indent=2) + "\n"
     write(out / "metrics.json", text)
     write(report / "metrics.json", text)

@@ -106,6 +106,8 @@ def table(results: Results) -> list[list[str]]:
     columns += [
         ("mouth_correlation", "mouth follows", 2),
         ("jaw_change", "jaw opens", 3),
+        ("eyes_correlation", "eyes follow", 2),
+        ("gaze_change", "eyes turn", 3),
         ("steadiness", "steady under code's pose, dB", 1),
         ("seconds", "training, s", 0),
     ]

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from data_pipelines.files import list_folder, write
 from flexavatar_jax.avatars.film import write_film
+from flexavatar_jax.evaluation.face_motion import FaceMotion
 from flexavatar_jax.evaluation.faces import faces_in_words
 
 AVATAR_PAGE = "avatar.html"
@@ -51,13 +52,13 @@ def write_report(
     people: list[TestPerson],
     orbits: list[Orbit],
     orbit_input: Float[np.ndarray, "H W 3"],
-    mouths: list[Float[np.ndarray, "2 H W 3"]],
+    moved: list[FaceMotion],
     log: list[dict[str, float]],
 ) -> None:
     """Writes index.html and its pictures into `folder`; pictures of an older report there go.
 
     Args:
-      mouths: each person's avatar, jaw closed and open.
+      moved: each person's avatar, its jaw and eyes moved.
       log: what the run recorded as it was trained, see `metric_log.read_metrics`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def write_report(
         sections.append(_section_avatar(folder, people[0]))
     sections.append(_section_metrics(metrics))
     sections.append(_section_people(folder, people))
-    sections.append(_section_mouths(folder, people, mouths))
+    sections.append(_section_expressions(folder, people, moved))
     sections.append(_section_training(log, config))
     page = _PAGE.format(
         title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
@@ -77,7 +78,7 @@ def write_report(
             path.unlink()
 
 
-_OWN_PICTURE = re.compile(r"(person_\d+|orbit|orbit_\w+|jaws|avatar_truth)\.(png|gif)")
+_OWN_PICTURE = re.compile(r"(person_\d+|orbit|orbit_\w+|expressions|jaws|avatar_truth)\.(png|gif)")
 
 
 def _section_orbit(folder: epath.Path, orbits: list[Orbit], source: np.ndarray) -> str:
@@ -155,12 +156,12 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         "the constant is the mean training image of the sector; the nearest person is the one in "
         "training whose portrait is nearest to the input",
     )
-    mouth = (
-        f"When the truth's mouth changes, the avatar's changes with it (correlation over the "
-        f"frontal pictures {metrics['mouth_correlation']:.2f}, "
-        f"{100 * metrics['mouth_strength']:.0f} % as strongly). "
-        if "mouth_correlation" in metrics
-        else ""
+    following = " ".join(
+        f"When the truth's {part} {verb}, the avatar's {verb} with {them} (correlation over the "
+        f"frontal pictures {metrics[f'{part}_correlation']:.2f}, "
+        f"{100 * metrics[f'{part}_strength']:.0f} % as strongly). "
+        for part, verb, them in (("mouth", "changes", "it"), ("eyes", "change", "them"))
+        if f"{part}_correlation" in metrics
     )
     identity = (
         "Identity rank-1: how often the avatar nearest to a picture, of all test people's rendered "
@@ -180,24 +181,24 @@ def _section_metrics(metrics: dict[str, Any]) -> str:
         f"<p>{metrics['images']} images of {metrics['people']} people of "
         f"{html.escape(metrics['dataset'])}; {metrics['steps']} steps in "
         f"{metrics['seconds']:.0f} s of training; {html.escape(constant)}. "
-        f"{identity}{faces}{mouth}When only the head pose in "
+        f"{identity}{faces}{following}When only the head pose in "
         f"the code turns, an avatar stays the same to {metrics['steadiness']:.1f} dB.</p>"
     )
 
 
-def _section_mouths(
-    folder: epath.Path, people: list[TestPerson], mouths: list[Float[np.ndarray, "2 H W 3"]]
+def _section_expressions(
+    folder: epath.Path, people: list[TestPerson], moved: list[FaceMotion]
 ) -> str:
-    """The input above, the avatar with its jaw closed and open below."""
+    """The input above; below it the avatar with its jaw closed and open, looking either way."""
     columns = [
-        np.concatenate([_fit(image, TILE) for image in (person.input, *pair)], axis=0)
-        for person, pair in zip(people[:SHOWN_TARGETS], mouths, strict=False)
+        np.concatenate([_fit(image, TILE) for image in (person.input, *face.images)], axis=0)
+        for person, face in zip(people[:SHOWN_TARGETS], moved, strict=False)
     ]
-    shows = "inputs, and their avatars with the jaw closed and open"
+    shows = "inputs, and their avatars with the jaw closed, the jaw open, looking right and left"
     return (
-        "<h2>The jaw and the code</h2><p>The input, and below it the avatar with its jaw closed "
-        "and open in the code.</p>"
-        + _picture(folder, "jaws.png", np.concatenate(columns, axis=1), None, shows)
+        "<h2>The face and the code</h2><p>The input, and below it the avatar when the code closes "
+        "the jaw, opens it, and turns the eyes to the person's right and left.</p>"
+        + _picture(folder, "expressions.png", np.concatenate(columns, axis=1), None, shows)
     )
 
 

@@ -31,6 +31,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_point(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 3 and all(map(_is_number, value))
+
+
 def _is_range(value: Any, lowest: float, highest: float) -> bool:
     return (
         isinstance(value, tuple | list)
@@ -124,6 +128,12 @@ RULES = {
     "loss.sam": NOT_NEGATIVE,
     "loss.perceptual_start": COUNT,
     "loss.perceptual_targets": COUNT,
+    "loss.focus.weight": NOT_NEGATIVE,
+    "loss.focus.radius": POSITIVE,
+    "loss.focus.points": Rule(
+        "points of the head, three metres each, such as ((0.03, 0.02, 0.05),)",
+        lambda x: isinstance(x, tuple | list) and len(x) > 0 and all(map(_is_point, x)),
+    ),
     "optimizer.name": _one_of("adam", "muon"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.final_learning_rate": NOT_NEGATIVE,

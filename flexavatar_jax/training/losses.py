@@ -48,19 +48,21 @@ def training_loss(
     *,
     perceptual: bool = False,
     judged: Int[ArrayLike, "m"] | None = None,
+    pixels: Float[ArrayLike, "n h w"] | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum that training minimises, and its parts before weighting.
 
     `config` is `config.loss`: the weights `l1`, `mse`, `ssim`, `dino` and `sam`; a term of weight
     0 isn't computed. `perceptual` is static, and brings in DINO and SAM: the trainer compiles one
     step without and, for `perceptual_start`, one with them, so that the first pays nothing.
-    `judged` says which of the images DINO and SAM are to see; by default all.
+    `judged` says which of the images DINO and SAM are to see; by default all. `pixels` says how
+    much each pixel counts in `l1` and `mse`, by default all alike (`focus.focus_weights`).
     """
     parts = {}
     if config["l1"]:
-        parts["l1"] = l1(prediction, target)
+        parts["l1"] = _mean(jnp.abs(prediction - target), pixels)
     if config["mse"]:
-        parts["mse"] = jnp.mean((prediction - target) ** 2)
+        parts["mse"] = _mean((prediction - target) ** 2, pixels)
     if config["ssim"]:
         parts["ssim"] = 1 - jnp.mean(ssim(prediction, target))
     pair = (prediction, target)
@@ -94,6 +96,12 @@ def draw_targets(
 
     chosen = jax.vmap(draw)(bits)
     return (chosen + targets * jnp.arange(len(bits))[:, None]).reshape(-1)
+
+
+def _mean(error: Float[ArrayLike, "n h w 3"], pixels: Float[ArrayLike, "n h w"] | None) -> Scalar:
+    if pixels is None:
+        return jnp.mean(error)
+    return jnp.mean(jnp.mean(error, axis=-1) * pixels) / jnp.mean(pixels)
 
 
 def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Scalar:

@@ -29,6 +29,7 @@ from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.training.augment import finish_batch
+from flexavatar_jax.training.focus import focus_weights
 from flexavatar_jax.training.losses import draw_targets, training_loss
 from flexavatar_jax.training.sharding import (
     BATCH_AXES,
@@ -313,6 +314,11 @@ def shard_losses(
     if perceptual and 0 < few < images:
         judged = draw_targets(batch.background, images, few)
     with jax.named_scope("losses"):
+        pixels = None
+        if config.loss.focus.weight:
+            cameras = batch.target_cam2head, batch.target_K
+            pixels = focus_weights(*cameras, targets.shape[2], config.loss.focus)
+            pixels = rearrange(pixels, "b t h w -> (b t) h w")
         loss, parts = training_loss(
             rearrange(out.color, "b t h w c -> (b t) h w c"),
             rearrange(targets, "b t h w c -> (b t) h w c"),
@@ -320,6 +326,7 @@ def shard_losses(
             frozen,
             perceptual=perceptual,
             judged=judged,
+            pixels=pixels,
         )
     # An image's, as all parts are means: over devices and micro-batches too.
     parts = {**parts, "splat_overflow": jnp.mean(out.overflow, dtype=jnp.float32)}

@@ -77,6 +77,21 @@ def test_face_is_upright_and_larger_than_the_back_in_the_map(mesh):
     assert 1.2 < share(0.5) / share(0.0) < 3
 
 
+def test_the_texture_has_more_room_for_the_face_than_for_the_back():
+    def texel(u: float, v: float) -> tuple[float, float]:
+        """Metres across and down the head that a 48th of the texture takes there."""
+        places = np.array([[u, u + 1e-4, u], [v, v, v + 1e-4]])
+        point = head_mesh.head_surface(*places)
+        texture = head_mesh.texture_coordinates(*places)
+        metres, share = (np.linalg.norm(x[1:] - x[0], axis=-1) for x in (point, texture))
+        return tuple(metres / share / 48)
+
+    across, down = texel(0.56, 0.45)  # at the left eye, whose opening is 29 x 9 mm
+    assert across < 0.029 / 4
+    assert down < 0.009 / 1.7
+    assert max(texel(0.0, 0.45)) < 0.025  # hair's locks are wider than that
+
+
 def test_neighbouring_texels_are_neighbours_on_the_head():
     r = 64
     centres = (np.arange(r) + 0.5) / r

@@ -5,6 +5,7 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
+from flexavatar_jax.evaluation.face_motion import FaceMotion
 from flexavatar_jax.evaluation.report import (
     AVATAR_PAGE,
     SHOWN_TARGETS,
@@ -33,10 +34,17 @@ def test_the_report_shows_the_avatar_and_says_what_its_pictures_show(tmp_path):
     anna = TestPerson("anna <3", grey[0], ["side", "front"], grey, grey)
     metrics = dict(images=2, people=1, dataset="x", steps=1, seconds=1.0, steadiness=40.0)
     metrics |= dict(mouth_correlation=0.5, mouth_strength=0.5, jaw_change=0.1)
+    metrics |= dict(eyes_correlation=0.4, eyes_strength=0.3)
     arguments = (tmp_path, ConfigDict(dict(data=dict(mixture={}))), metrics, [anna])
     (tmp_path / AVATAR_PAGE).write_text("the avatar")
     orbits = [Orbit("multi-view sink", np.repeat(grey, 4, axis=0))]
-    write_report(*arguments, orbits, grey[0], mouths=[np.repeat(grey[:1], 2, axis=0)], log=[])
+    write_report(
+        *arguments,
+        orbits,
+        grey[0],
+        moved=[FaceMotion(np.repeat(grey[:1], 4, axis=0), 0.1, 0.1)],
+        log=[],
+    )
     page = (tmp_path / "index.html").read_text()
     assert f'<iframe src="{AVATAR_PAGE}" title="the avatar of anna &lt;3' in page
     assert (tmp_path / "avatar_truth.png").exists()

@@ -14,15 +14,17 @@ from data_pipelines.procedural.renderer import render
 from data_pipelines.shards import open_at_size
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.evaluation.entanglement import steadiness, turned
+from flexavatar_jax.evaluation.face_motion import (
+    PATCHES,
+    cut,
+    expression_following,
+    face_motion,
+    with_gaze,
+    with_jaw,
+)
 from flexavatar_jax.evaluation.identity import identity_by_sector
 from flexavatar_jax.evaluation.matrix import markdown, spread_text, table
 from flexavatar_jax.evaluation.metrics import mask_iou
-from flexavatar_jax.evaluation.mouth import (
-    expression_following,
-    jaw_opening,
-    mouth_patch,
-    with_jaw,
-)
 from flexavatar_jax.evaluation.people import Person, on_white, read_clip, read_people
 from flexavatar_jax.evaluation.references import TrainingPeople
 
@@ -87,23 +89,26 @@ def test_mask_iou():
     np.testing.assert_allclose(mask_iou(alpha, mask), [1.0, 0.5, 1.0])
 
 
-def test_the_patch_is_where_a_jaw_that_opens_changes_the_picture():
+@pytest.mark.parametrize(
+    ("part", "before", "after", "times"),
+    [
+        ("mouth", with_jaw(neutral_code(), 0), with_jaw(neutral_code(), 0.4), 5),
+        ("eyes", with_gaze(neutral_code(), -0.4), with_gaze(neutral_code(), 0.4), 15),
+    ],
+)
+def test_the_patch_is_where_the_code_changes_the_picture(part, before, after, times):
     """From in front, the left, the right and above."""
     rng = np.random.default_rng(3)
     figure, K = (
         Figure(sample_person(rng), SIZE),
         np.array([[3.1, 0, 0.5], [0, 3.1, 0.5], [0, 0, 1]]),
     )
-    scenes = [figure.scene(with_jaw(neutral_code(), angle)) for angle in (0.0, 0.4)]
+    white = np.ones((SIZE, SIZE, 3), np.float32)
     for azimuth, elevation in ((0, 0), (-25, 0), (25, 0), (0, 20)):
         camera = cameras.orbit(azimuth, elevation, 1.0, np.zeros(3))
-        images = [
-            render(scene, camera, K, SIZE, np.ones((SIZE, SIZE, 3), np.float32))[0] / 255
-            for scene in scenes
-        ]
-        patches = [mouth_patch(image, camera, K) for image in images]
-        change = np.abs(patches[1] - patches[0]).mean(), np.abs(images[1] - images[0]).mean()
-        assert change[0] > 5 * change[1]
+        a, b = (render(figure.scene(c), camera, K, SIZE, white)[0] / 255 for c in (before, after))
+        p, q = (cut(image, camera, K, PATCHES[part]) for image in (a, b))
+        assert np.abs(p - q).mean() > times * np.abs(a - b).mean()
 
 
 def clip_of(person):
@@ -111,20 +116,25 @@ def clip_of(person):
     return [t for t in (person.input, *person.targets) if t.camera == person.input.camera]
 
 
-def test_a_mouth_that_moves_as_the_truth_does_correlates(people):
+def test_a_face_that_moves_as_the_truth_does_correlates(people):
     clips = [clip_of(person) for person in people]
     true = [np.stack([on_white(frame) for frame in clip]) for clip in clips]
-    assert expression_following(clips, true) == {"mouth_correlation": 1.0, "mouth_strength": 1.0}
+    assert expression_following(clips, true) == measured(1.0, 1.0)
     weaker = [0.5 * images + 0.2 for images in true]
-    found = expression_following(clips, weaker)
-    assert found == {"mouth_correlation": 1.0, "mouth_strength": 0.5}
+    assert expression_following(clips, weaker) == measured(1.0, 0.5)
     opposite = expression_following(clips, [1 - images for images in true])
-    assert opposite["mouth_correlation"] == -1.0
+    assert opposite == measured(-1.0, 1.0)
     faceless = expression_following(clips, [np.full_like(images, 0.5) for images in true])
-    assert faceless == {"mouth_correlation": 0.0, "mouth_strength": 0.0}
+    assert faceless == measured(0.0, 0.0)
 
 
-def test_a_mouth_seen_at_one_moment_only_is_not_measured(people):
+def measured(correlation: float, strength: float) -> dict[str, float]:
+    """The same of mouth and eyes."""
+    of_part = {"correlation": correlation, "strength": strength}
+    return {f"{part}_{key}": x for part in ("mouth", "eyes") for key, x in of_part.items()}
+
+
+def test_a_face_seen_at_one_moment_only_is_not_measured(people):
     clips = [clip_of(person)[:1] for person in people]
     images = [np.stack([on_white(frame) for frame in clip]) for clip in clips]
     assert expression_following(clips, images) == {}
@@ -139,20 +149,30 @@ def test_the_clip_is_the_inputs_camera_at_other_moments(tiny_config):
     assert [frame.timestep for frame in clip] == [1 - person.input.timestep]
 
 
-def test_the_jaws_change_is_what_the_code_does_to_the_mouth(people):
-    jaw = expression_part("jaw")
+def test_a_faces_changes_are_what_the_code_does_to_it(people):
+    jaw, eyes, lids = (expression_part(part) for part in ("jaw", "eyes", "eyelids"))
 
-    def opens(expression, cam2head):
-        return np.full((SIZE, SIZE, 3), 0.5 + 0.5 * expression[jaw][5])
+    def moves(expression, cam2head):
+        level = 0.5 + 0.5 * expression[jaw][5] + 0.5 * expression[eyes][2] + expression[lids][0]
+        return np.full((SIZE, SIZE, 3), level)
 
-    images, change = jaw_opening(Known(), people[0], opens, SIZE)
-    assert images.shape == (2, SIZE, SIZE, 3)
-    assert change == pytest.approx(0.5 * np.sin(0.35), rel=1e-5)
-    assert jaw_opening(Known(), people[0], grey(0.5), SIZE)[1] == 0
-    code = with_jaw(people[0].input.expression, 0.2)
-    others = np.ones(135, bool)
-    others[jaw] = False
-    np.testing.assert_array_equal(code[others], people[0].input.expression[others])
+    face = face_motion(Known(), people[0], moves, SIZE)
+    assert face.images.shape == (4, SIZE, SIZE, 3)
+    assert face.jaw_change == pytest.approx(0.5 * np.sin(0.35), rel=1e-5)
+    assert face.gaze_change == pytest.approx(np.sin(0.4), rel=1e-5)
+    assert face_motion(Known(), people[0], grey(0.5), SIZE)[1:] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"), [(with_jaw, ["jaw"]), (with_gaze, ["eyes", "eyelids"])]
+)
+def test_nothing_else_in_the_code_changes(people, change, parts):
+    before = people[0].input.expression
+    changed = change(before, 0.2) != before
+    assert changed[expression_part(parts[0])].any()
+    for part in parts:
+        changed[expression_part(part)] = False
+    assert not changed.any()
 
 
 def test_an_avatar_that_turns_with_the_code_is_not_steady(people):
