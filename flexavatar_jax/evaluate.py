@@ -43,7 +43,7 @@ from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import orbit_cameras
 from flexavatar_jax.avatars.export.command import export_page
 from flexavatar_jax.evaluation.entanglement import steadiness
-from flexavatar_jax.evaluation.face_motion import expression_following, face_motion
+from flexavatar_jax.evaluation.face_motion import PATCHES, expression_following, face_motion
 from flexavatar_jax.evaluation.faces import FaceScores, faces_in_words, mean_scores
 from flexavatar_jax.evaluation.few_shot import evaluate_few_shots, print_table
 from flexavatar_jax.evaluation.identity import identity_by_sector
@@ -278,7 +278,8 @@ def main() -> None:
                     scores.append(f"{title} {metrics[f'{key}_{name}']:.3f}")
             print(f"{name:>5}: {', '.join(scores)}")
     if "mouth_correlation" in metrics:
-        print(f"mouth: changes with the truth's, correlation {metrics['mouth_correlation']:.2f}")
+        said = ", ".join(f"{part} {metrics[f'{part}_correlation']:.2f}" for part in PATCHES)
+        print(f"face: changes with the truth's, correlation: {said}")
     if said := faces_in_words(metrics):
         print(f"faces: {said}")
     for key in ("self_reconstruction", "no_constant"):
