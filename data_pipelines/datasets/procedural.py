@@ -10,7 +10,7 @@ from data_pipelines.procedural.capture_sets import procedural_sets
 
 _OPTIONS = {name: p.default for name, p in inspect.signature(procedural_sets).parameters.items()}
 
-LATER_OPTIONS = {"reported_turn": 1.0, "reported_size": 1.0}
+LATER_OPTIONS = {"reported_turn": 1.0, "reported_size": 1.0, "distance_spread": 0.0}
 """Options that folders prepared earlier have no settings of, with what they were then."""
 
 

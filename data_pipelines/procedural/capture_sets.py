@@ -51,6 +51,9 @@ class ProceduralSet:
       reported_turn: see `performance.as_tracked`; 1 unless one camera alone is tracked.
       reported_size: how large heads, and how far cameras, are taken to be, in terms of what they
         are; likewise.
+      distance_spread: how far cameras' distances differ between clips: at s, a clip's cameras stand
+        at 1 / (1 + s) to 1 + s times the ordinary distance, with a focal length by which heads keep
+        their size in the picture.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ProceduralSet:
     seed: int
     reported_turn: float = 1.0
     reported_size: float = 1.0
+    distance_spread: float = 0.0
 
     @property
     def frames_per_clip(self) -> int:
@@ -83,6 +87,10 @@ class ProceduralSet:
         codes = perform(rng, self.timesteps, turn=1.0 if monocular else 0.5)
         views = _views(rng, self.name, self.num_cameras)
         backdrop = _backdrop(rng, self.size)
+        zoom = (1 + self.distance_spread) ** rng.uniform(-1, 1)
+        for cam2world, K in views.values():
+            cam2world[:3, 3] *= zoom
+            K[[0, 1], [0, 1]] *= zoom
         for timestep, code in enumerate(codes):
             scene = figure.scene(code)
             reported = as_tracked(code, self.reported_turn)
@@ -119,6 +127,7 @@ def procedural_sets(
     num_cameras: int = 16,
     reported_turn: float = 1.0,
     reported_size: float = 1.0,
+    distance_spread: float = 0.0,
 ) -> list[ProceduralSet]:
     """The three sets.
 
@@ -147,21 +156,30 @@ def procedural_sets(
         raise UserError(
             f"reported_size of the procedural sets must be 0.5 to 2, got {reported_size}"
         )
-    return [
-        ProceduralSet(
-            "procedural_monocular",
-            monocular_people,
-            monocular_timesteps,
-            1,
+    if not 0 <= distance_spread <= 1:
+        raise UserError(
+            f"distance_spread of the procedural sets must be 0 to 1, got {distance_spread}"
+        )
+
+    def make(
+        name: str, people: int, timesteps: int, views: int, **tracking: float
+    ) -> ProceduralSet:
+        return ProceduralSet(
+            f"procedural_{name}",
+            people,
+            timesteps,
+            views,
             size,
             seed,
-            reported_turn,
-            reported_size,
-        ),
-        ProceduralSet(
-            "procedural_multiview", multiview_people, multiview_timesteps, num_cameras, size, seed
-        ),
-        ProceduralSet("procedural_test", test_people, test_timesteps, num_cameras, size, seed),
+            distance_spread=distance_spread,
+            **tracking,
+        )
+
+    errors = {"reported_turn": reported_turn, "reported_size": reported_size}
+    return [
+        make("monocular", monocular_people, monocular_timesteps, 1, **errors),
+        make("multiview", multiview_people, multiview_timesteps, num_cameras),
+        make("test", test_people, test_timesteps, num_cameras),
     ]
 
 
