@@ -114,6 +114,21 @@ def test_a_tracker_may_take_heads_for_larger_and_farther(clips):
             np.testing.assert_allclose(f.cam2head[:3, 3], factor * true.cam2head[:3, 3], rtol=1e-5)
 
 
+def test_clips_may_be_filmed_from_nearer_and_farther_with_heads_of_one_size_in_the_picture(clips):
+    factors = []
+    for sort in procedural_sets(**SMALL, distance_spread=0.5):
+        for f, ordinary in zip(sort.clip(1), clips[sort.name], strict=True):
+            np.testing.assert_array_equal(f.expression, ordinary.expression)
+            factor = f.K[0, 0] / ordinary.K[0, 0]
+            factors.append((f.person, round(float(factor), 4)))
+            before, now = (head_to_world(g.expression) @ g.cam2head for g in (ordinary, f))
+            np.testing.assert_allclose(now[:3, 3], factor * before[:3, 3], atol=1e-5)
+            np.testing.assert_allclose(now[:3, :3], before[:3, :3], atol=1e-5)
+            assert np.mean(f.mask > 127) == pytest.approx(np.mean(ordinary.mask > 127), rel=0.1)
+    assert len(set(factors)) == len({person for person, _ in factors}) == 3
+    assert all(1 / 1.5 <= factor <= 1.5 and abs(factor - 1) > 1e-3 for _, factor in factors)
+
+
 def test_multiview_code_is_the_same_for_all_cameras(clips):
     for timestep in range(2):
         codes = [f.expression for f in clips["procedural_multiview"] if f.timestep == timestep]
@@ -171,6 +186,7 @@ def test_a_clip_does_not_depend_on_how_many_there_are(sets, clips):
         ("seed", -1),
         ("reported_turn", 1.5),
         ("reported_size", 3),
+        ("distance_spread", -0.1),
     ],
 )
 def test_numbers_out_of_range_are_refused(field, value):
