@@ -9,6 +9,7 @@ from etils import epath
 
 from data_pipelines.files import write
 from flexavatar_jax.evaluation.matrix import Results, commit, table
+from flexavatar_jax.evaluation.page import html_page
 from flexavatar_jax.evaluation.report import AVATAR_PAGE
 
 
@@ -28,7 +29,7 @@ def write_page(
         write(folder / page, (workdir / "report" / AVATAR_PAGE).read_text())
         label = html.escape(name)
         figures.append(
-            f'<figure><iframe src="{quote(page)}" loading="lazy" '
+            f'<figure class="wide"><iframe src="{quote(page)}" loading="lazy" '
             f'title="{label}: its avatar of the first test person, with sliders"></iframe>'
             f"<figcaption>{label}</figcaption></figure>"
         )
@@ -45,30 +46,16 @@ def write_page(
         'from all round, and the truth below"></p>'
         for number, sheet in enumerate(sheets)
     )
-    text = _PAGE.format(
-        runs=", ".join(map(html.escape, runs)),
+    page = _BODY.format(
         pictures=pictures,
         figures="".join(figures),
         table=f"<table><tr>{head}</tr>{body}</table>",
         commit=html.escape(commit()),
     )
-    write(folder / "index.html", text)
+    write(folder / "index.html", html_page(", ".join(runs), page))
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{runs}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1em; }}
-.row {{ display: flex; gap: 1em; flex-wrap: wrap; }}
-figure {{ margin: 0; flex: 1 1 480px; min-width: min(100%, 320px); }}
-img {{ max-width: 100%; height: auto; }} figcaption {{ text-align: center; color: #666; }}
-iframe {{ width: 100%; height: 530px; border: 1px solid #ddd; }}
-@media (max-width: 700px) {{ iframe {{ height: 85vh; }} td, th {{ padding: .2em .4em; }} }}
-td, th {{ padding: .2em .7em; text-align: right; white-space: nowrap; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-tr + tr {{ border-top: 1px solid #ddd; }}
-</style></head><body><h1>{runs}</h1>
-<h2>People never seen in training, from one picture</h2>{pictures}
+_BODY = """<h2>People never seen in training, from one picture</h2>{pictures}
 <h2>Only the code's head pose turns, then only the camera</h2>
 <p>Cameras are given in the head frame, so nothing should change in the first four pictures after
 the input.</p><p><img src="poses.png" alt="the first person's avatars as only the head pose in the
@@ -78,6 +65,4 @@ code turns from side to side, then as only the camera does"></p>
 <div class="row">{figures}</div>
 <h2>Measured</h2>{table}
 <p>Mean and standard deviation over seeds. Code: {commit}.</p>
-<p><img src="curves.svg" alt="training loss of each run over its steps"></p>
-</body></html>
-"""
+<p><img src="curves.svg" alt="training loss of each run over its steps"></p>"""

@@ -18,6 +18,7 @@ from data_pipelines.files import list_folder, write
 from flexavatar_jax.avatars.film import write_film
 from flexavatar_jax.evaluation.face_motion import FaceMotion
 from flexavatar_jax.evaluation.faces import faces_in_words
+from flexavatar_jax.evaluation.page import html_page
 
 AVATAR_PAGE = "avatar.html"
 """The first person's avatar, to be turned by hand: it lies beside the report and is shown in it."""
@@ -69,9 +70,8 @@ def write_report(
     sections.append(_section_people(folder, people))
     sections.append(_section_expressions(folder, people, moved))
     sections.append(_section_training(log, config))
-    page = _PAGE.format(
-        title="FlexAvatar: people never seen in training", body="\n".join(filter(None, sections))
-    )
+    body = "\n".join(filter(None, sections))
+    page = html_page("FlexAvatar: people never seen in training", body)
     write(folder / "index.html", page)
     for path in list_folder(folder):
         if _OWN_PICTURE.fullmatch(path.name) and f'"{path.name}"' not in page:
@@ -295,21 +295,3 @@ def _picture(
 
 def _save(path: epath.Path, image: np.ndarray) -> None:
     Image.fromarray(np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)).save(os.fspath(path))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1em; }}
-.row {{ display: flex; gap: 1em; flex-wrap: wrap; }} figure {{ margin: 0; max-width: 100%; }}
-img, svg {{ max-width: 100%; height: auto; }} figcaption {{ text-align: center; color: #666; }}
-.wide {{ flex: 1 1 560px; min-width: min(100%, 320px); }}
-iframe {{ width: 100%; height: 530px; border: 1px solid #ddd; }}
-@media (max-width: 700px) {{ iframe {{ height: 85vh; }} td, th {{ padding: .2em .4em; }} }}
-td, th {{ padding: .2em 1em; text-align: right; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-tr + tr {{ border-top: 1px solid #ddd; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
