@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     # then drops what fewer than half of the heads have, such as long hair.
     config.loss.update(dict(l1=0.2, mse=5.0, dino=0.0, sam=0.0))
     # Irises are two pixels wide at this size, and would be left as a mean of all gazes.
-    config.loss.focus.weight = 10.0
+    config.loss.focus.weight = 20.0
     # Muon learns in 150 steps what Adam does in 600: docs/experiments.md.
     config.optimizer.update(
         dict(

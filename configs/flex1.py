@@ -95,8 +95,8 @@ def get_config() -> ConfigDict:
                 # pixels about these points of the head, in metres, count 1 + weight in l1 and mse
                 dict(
                     weight=0.0,
-                    radius=0.012,
-                    points=((0.0315, 0.022, 0.05), (-0.0315, 0.022, 0.05), (0.0, -0.0385, 0.055)),
+                    radius=0.009,
+                    points=((0.0315, 0.022, 0.05), (-0.0315, 0.022, 0.05)),  # the eyes
                 )
             ),
         )
@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
             every=0,  # steps between evaluations while training; 0: none
             people=50,
             images_per_person=50,
+            portrait_size=1.0,  # how large the input's tracking takes heads, over what they are
             constant_images=500,  # training images a sector's mean is taken of
         )
     )

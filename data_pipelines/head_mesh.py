@@ -33,11 +33,20 @@ EYE_OFFSET, MOUTH_WIDTH = 0.0315, 0.026
 FRONT_DENSITY = 0.25
 """How unevenly u goes round: the face gets (1 + d) / (1 - d) times the back's share of the map."""
 
-FACE_ACROSS = 0.35
-"""How much more of the template's UV map than of u the face gets, and the back gets less."""
 
-FACE_DOWN = (0.54, 0.17, 1.2)
-"""Middle and reach of the face along v, and how much denser the template's UV map is there."""
+class Bump(NamedTuple):
+    """Where along a surface coordinate the template's UV map is denser: 1 + gain in the middle."""
+
+    middle: float
+    reach: float
+    gain: float
+
+
+ROOM_ACROSS = (Bump(0.5, 0.22, 0.5), Bump(0.414, 0.035, 1.0), Bump(0.586, 0.035, 1.0))
+"""Along u: the face, the right eye, the left eye."""
+
+ROOM_DOWN = (Bump(0.54, 0.17, 0.8), Bump(0.45, 0.025, 2.0), Bump(0.64, 0.04, 0.7))
+"""Along v: the face, the eyes, the mouth."""
 
 # One ring a row: v | front y, z | side y, z | back y, z | half width.
 _RINGS = np.array(
@@ -130,17 +139,20 @@ def template_mesh(columns: int = 88, rows: int = 66) -> Mesh:
 def texture_coordinates(u: Numbers, v: Numbers) -> Float[np.ndarray, "*n 2"]:
     """Where a surface coordinate lies on the template's UV map, which has more room for the face.
 
-    A texel of the face is half as wide and two thirds as high as one of the even map, so that an
-    eye is 5 x 2 texels of the demo's 48 x 48; one at the back of the head is twice as wide.
+    As on FLAME's map, eyes get most: an eye's opening, 29 x 9 mm, is some 8 x 4 texels of the
+    demo's 48 x 48, where an even map has 3 x 1; at the back of the head texels are half as dense.
     """
-    s = u + FACE_ACROSS * np.sin(2 * np.pi * (u - 0.5)) / (2 * np.pi)
-    middle, reach, gain = FACE_DOWN
 
-    def share(v: Numbers) -> Numbers:
-        return v + gain * reach * np.sqrt(np.pi) / 2 * erf((v - middle) / reach)
+    def along(x: Numbers, bumps: tuple[Bump, ...]) -> Numbers:
+        def room(x: Numbers) -> Numbers:
+            """The integral from 0 to x of 1 and the bumps' Gaussians."""
+            ends = [erf((x - b.middle) / b.reach) - erf(-b.middle / b.reach) for b in bumps]
+            areas = [b.gain * b.reach * np.sqrt(np.pi) / 2 for b in bumps]
+            return x + sum(area * end for area, end in zip(areas, ends, strict=True))
 
-    t = (share(v) - share(np.zeros(()))) / (share(np.ones(())) - share(np.zeros(())))
-    return np.clip(np.stack([s, t], axis=-1), 0, 1)  # rounding may lead out
+        return room(x) / room(np.ones(()))
+
+    return np.stack([along(u, ROOM_ACROSS), along(v, ROOM_DOWN)], axis=-1)
 
 
 def head_surface(

@@ -54,7 +54,14 @@ from flexavatar_jax.evaluation.metrics import (
     summarise,
     training_sets,
 )
-from flexavatar_jax.evaluation.people import SECTORS, on_white, read_clip, read_people, sector
+from flexavatar_jax.evaluation.people import (
+    SECTORS,
+    on_white,
+    portrait,
+    read_clip,
+    read_people,
+    sector,
+)
 from flexavatar_jax.evaluation.references import TrainingPeople, fitted_views
 from flexavatar_jax.evaluation.report import AVATAR_PAGE, Orbit, TestPerson, write_report
 from flexavatar_jax.evaluation.vfhq import evaluate_vfhq, print_rows
@@ -127,7 +134,7 @@ def evaluate(
     shown, rows, codes, driven, alike = [], [], [], [], []
     progress = tqdm(people, desc="rendering test people", unit="person")
     for person, clip in zip(progress, clips, strict=True):
-        source = person.input
+        source = portrait(person, config)
         code = animator.encode(source.image, source.mask, source.cam2head, source.K)
         codes.append(code)
         predictions, alpha = seen_on_white(animator, code, person.targets, size)
@@ -180,7 +187,7 @@ def evaluate(
             f"the best constant is left out, as training data are not there: "
             f"{', '.join(map(os.fspath, absent))}"
         )
-    orbits = [orbit_of(animator, first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
+    orbits = [orbit_of(animator, codes[0], first, sink, size) for sink in (MULTI_VIEW, MONOCULAR)]
     export_page(
         report / AVATAR_PAGE,
         loaded,
@@ -209,11 +216,13 @@ def seen_on_white(
     return alpha * color + (1 - alpha), alpha[..., 0]
 
 
-def orbit_of(animator: Animator, source: Frame, sink: int, size: int) -> Orbit:
-    """An avatar all the way round, made from `source`, with either bias sink."""
+def orbit_of(
+    animator: Animator, code: Float[np.ndarray, "N D"], source: Frame, sink: int, size: int
+) -> Orbit:
+    """An avatar all the way round from `source`'s camera, with either bias sink."""
     views = orbit_cameras(source.cam2head, ORBIT_FRAMES)
     images = animator.render(
-        animator.encode(source.image, source.mask, source.cam2head, source.K),
+        code,
         np.repeat(source.expression[None], len(views), axis=0),
         views,
         np.repeat(source.K[None], len(views), axis=0),

@@ -59,7 +59,7 @@ def perform(
     sideways = 0.03 * wander(2, 1.5)
     codes[:, expression_part("jaw")] = _sixes(jaw, sideways[:, 0], sideways[:, 1])
 
-    gaze = np.repeat(rng.normal(0, [0.12, 0.24], (timesteps // 2 + 1, 2)), 2, axis=0)[:timesteps]
+    gaze = np.repeat(rng.normal(0, [0.12, 0.30], (timesteps // 2 + 1, 2)), 2, axis=0)[:timesteps]
     codes[:, expression_part("eyes")] = np.tile(_sixes(gaze[:, 0], gaze[:, 1], 0 * jaw), 2)
     blink = np.where(rng.random(timesteps) < 0.15, rng.uniform(0.6, 1.0, timesteps), 0.0)
     lids = np.clip(0.06 + 0.07 * wander(1, 2.0)[:, 0], 0, 0.3)

@@ -14,7 +14,7 @@ from data_pipelines.shards import open_at_size
 from flexavatar_jax.avatars.animator import Animator
 from flexavatar_jax.avatars.camera_paths import turned_camera
 from flexavatar_jax.evaluation.entanglement import TURNS, turned
-from flexavatar_jax.evaluation.people import Person, on_white, read_people
+from flexavatar_jax.evaluation.people import Person, on_white, portrait, read_people
 from flexavatar_jax.runs.loading import load_model
 from flexavatar_jax.runs.workdir import read_config
 
@@ -81,7 +81,7 @@ def _rows(
         data = open_at_size(epath.Path(config.data.root) / config.eval.dataset, size)
         shown = _one_moment(read_people(data, person + 1, 10_000, size)[person])
         animator = Animator(load_model(workdir), backend=config.rasterizer)
-        source = shown.input
+        source = portrait(shown, config)
         code = animator.encode(source.image, source.mask, source.cam2head, source.K)
         sinks = {title: MULTI_VIEW}
         if config.model.bias_sinks:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.errors import UserError
@@ -43,6 +45,19 @@ def on_white(frame: Frame) -> Float[np.ndarray, "H W 3"]:
     """A frame's foreground on white, RGB in [0, 1]."""
     alpha = frame.mask[..., None].astype(np.float32) / 255
     return frame.image.astype(np.float32) / 255 * alpha + (1 - alpha)
+
+
+def portrait(person: Person, config: ConfigDict) -> Frame:
+    """The input as it is tracked where there is nothing but this picture: what is encoded.
+
+    A test set's cameras are calibrated. A portrait's is not: how large a head is, and how far the
+    camera, one picture doesn't tell. `config.eval.portrait_size` says how large trackers take heads
+    to be in terms of what they are; pictures and focal length stay.
+    """
+    size = config.eval.get("portrait_size", 1.0)  # runs of before have none
+    cam2head = person.input.cam2head.copy()
+    cam2head[:3, 3] *= size
+    return dataclasses.replace(person.input, cam2head=cam2head)
 
 
 def read_people(data: PreparedSet, people: int, images: int, size: int) -> list[Person]:

@@ -160,6 +160,7 @@ RULES = {
         "a whole number, 2 or more: one of a person's images is the input",
         lambda x: _is_count(x) and x >= 2,
     ),
+    "eval.portrait_size": POSITIVE,
     "eval.constant_images": POSITIVE_COUNT,
 }
 """What each field must be; every field of every config has its rule here."""

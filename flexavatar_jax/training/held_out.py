@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batch import Batch
 from data_pipelines.frame import MULTI_VIEW, Frame
 from data_pipelines.shards import open_at_size
-from flexavatar_jax.evaluation.people import first_clips, read_person
+from flexavatar_jax.evaluation.people import first_clips, portrait, read_person
 from flexavatar_jax.frozen.networks import FrozenNetworks
 from flexavatar_jax.model.gaussians import Gaussians
 from flexavatar_jax.training.augment import finish_batch
@@ -108,7 +108,7 @@ class HeldOut:
         for start in range(0, count * examples, examples):
             batch, counts = _blank(examples, targets, size), np.zeros((examples, targets), bool)
             for row, (person, chosen) in enumerate(todo[start : start + examples]):
-                _put(person.input, "input", batch, row)
+                _put(portrait(person, config), "input", batch, row)
                 for t, number in enumerate(chosen):
                     if number < len(person.targets):
                         _put(person.targets[number], "target", batch, (row, t))
