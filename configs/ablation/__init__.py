@@ -18,7 +18,7 @@ SHARES = {MONOCULAR: 0.7, MULTI_VIEW: 0.3}
 """Of the examples, where both sources are used: monocular video is what there is plenty of."""
 
 REPORTED_SIZE = 1.2
-"""As what monocular tracking takes heads, in the training clips (Makefile) and the test portraits."""
+"""What monocular tracking takes heads for, in training clips (Makefile) and test portraits."""
 
 
 def make_config(*, monocular: bool, multi_view: bool, sinks: bool) -> ConfigDict:
