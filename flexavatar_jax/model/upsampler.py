@@ -3,7 +3,8 @@
 The layers are StyleGAN2's (Karras et al., arXiv 1912.04958) with a style that depends on nothing:
 one learned scale an input channel. Arrays are float32, channels last. Convolutions and products run
 at the backend's default precision, for speed: TPUs round their factors to bfloat16, NVIDIA GPUs to
-TF32, and sums are float32; `jax_default_matmul_precision` = "highest" is float32 throughout.
+TF32, and sums are float32; `jax_default_matmul_precision` = "highest" is float32 throughout. TPUs
+that round keep maps in bfloat16, too (`upsampler_tpu.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from flexavatar_jax.model import upsampler_tpu
 from kernels import backends
 
 CLAMP = 256.0
@@ -59,17 +61,21 @@ class StyleConv(nnx.Module):
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 NONE: Padding = ((0, 0), (0, 0))
+SAME: Padding = ((1, 1), (1, 1))
 
 
-def _factors(*arrays: ArrayLike) -> tuple[ArrayLike, ...]:
-    """What convolutions multiply: on TPUs bfloat16, to which they would round float32 themselves.
+def _rounds() -> bool:
+    """Whether convolutions round what they multiply to bfloat16: those of TPUs do, by default."""
+    default = jax.config.jax_default_matmul_precision in (None, "default", "fastest", "bfloat16")
+    return default and backends.platform() == "tpu"
+
+
+def _factor(x: ArrayLike) -> ArrayLike:
+    """What convolutions multiply: rounded here where they would round it themselves.
 
     That halves what is read from memory, and what is kept for the backward pass.
     """
-    rounded = jax.config.jax_default_matmul_precision in (None, "default", "fastest", "bfloat16")
-    if backends.platform() == "tpu" and rounded:
-        return tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
-    return arrays
+    return jnp.asarray(x, jnp.bfloat16) if _rounds() else x
 
 
 def _convolution(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> Float[Array, "B H W o"]:
@@ -83,32 +89,36 @@ def _convolution(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> Float[Arr
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[ArrayLike, "B h w i"], kernel: Float[ArrayLike, "k l i o"], padding: Padding
 ) -> Float[Array, "B H W o"]:
     """An ordinary convolution (cross-correlation) with zeros before and after rows and columns."""
-    return _convolution(*_factors(x, kernel), padding)
+    return _convolve(_factor(x), kernel, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> Array:
+    return _convolution(x, _factor(kernel), padding)
 
 
 def _convolve_forward(x: ArrayLike, kernel: ArrayLike, padding: Padding) -> tuple[Array, tuple]:
-    x, kernel = _factors(x, kernel)
+    kernel = _factor(kernel)
     return _convolution(x, kernel, padding), (x, kernel)
 
 
 def _convolve_backward(padding: Padding, residuals: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    (dy,) = _factors(dy)
+    dy = _factor(dy)
     around = tuple(
         (size - 1 - before, size - 1 - after)
         for size, (before, after) in zip(kernel.shape[:2], padding, strict=True)
     )
     dx = _convolution(dy, rearrange(kernel[::-1, ::-1], "a b i o -> a b o i"), around)
     way = _kernel_gradient_by_taps if backends.platform() == "cpu" else _kernel_gradient
-    return dx, way(x, dy, padding=padding)
+    return dx.astype(x.dtype), way(x, dy, padding=padding)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(
@@ -212,10 +222,17 @@ class UpsamplerBlock(nnx.Module):
     def __call__(
         self, x: Float[ArrayLike, "B h w i"], skip: Float[ArrayLike, "B h w s"]
     ) -> tuple[Float[Array, "B 2*h 2*w o"], Float[Array, "B 2*h 2*w s//4"]]:
-        x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
-        x = activate(convolve(x, self.conv.kernel(), ((1, 1), (1, 1))), self.conv.bias[...])
+        if _rounds():
+            x = upsampler_tpu.convolve_up(x, self.up.kernel(), self.up.bias[...])
+            x = convolve(x, self.conv.kernel(), SAME)
+            x = upsampler_tpu.activate(x, self.conv.bias[...])
+            skip = upsampler_tpu.pixel_shuffle(skip)
+        else:
+            x = activate(convolve_up(x, self.up.kernel()), self.up.bias[...])
+            x = activate(convolve(x, self.conv.kernel(), SAME), self.conv.bias[...])
+            skip = pixel_shuffle(skip)
         addition = convolve(x, self.to_skip.kernel(), NONE) + self.to_skip.bias[...]
-        return x, pixel_shuffle(skip) + jnp.clip(addition, -CLAMP, CLAMP)
+        return x, skip + jnp.clip(addition, -CLAMP, CLAMP)
 
 
 class Upsampler(nnx.Module):
