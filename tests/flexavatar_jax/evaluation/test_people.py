@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
 from data_pipelines.shards import PreparedSet
-from flexavatar_jax.evaluation.people import evenly_spaced, read_people, sector, spread
+from flexavatar_jax.evaluation.people import evenly_spaced, portrait, read_people, sector, spread
 
 # Stand-ins with known answers take the places of avatars and data sets.
 pytestmark = pytest.mark.usefixtures("any_types")
@@ -65,3 +66,16 @@ def test_single_frames_among_others_are_named(tiny_data):
         read_people(people(tiny_data, 2, 1), 3, 4, 32)
     with pytest.raises(UserError, match="images_per_person is 1, and that is the input of anna"):
         read_people(people(tiny_data, 3), 1, 1, 32)
+
+
+def test_a_portrait_is_tracked_as_one_camera_can_and_the_captures_stay_as_they_are(tiny_data):
+    (person,) = read_people(PreparedSet(tiny_data / "procedural_test"), 1, 4, 32)
+    camera = person.input.cam2head.copy()
+    taken = portrait(person, ConfigDict({"eval": {"portrait_size": 1.2}}))
+    np.testing.assert_allclose(taken.cam2head[:3, 3], 1.2 * camera[:3, 3], rtol=1e-6)
+    np.testing.assert_array_equal(taken.cam2head[:3, :3], camera[:3, :3])
+    np.testing.assert_array_equal(taken.image, person.input.image)
+    np.testing.assert_array_equal(taken.K, person.input.K)
+    np.testing.assert_array_equal(person.input.cam2head, camera)
+    for of_before in ({"eval": {"portrait_size": 1.0}}, {"eval": {}}):
+        np.testing.assert_array_equal(portrait(person, ConfigDict(of_before)).cam2head, camera)
