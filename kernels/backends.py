@@ -75,8 +75,6 @@ class Backend:
     """(width, height) in pixels of the tiles whose intersections `capacity` counts."""
     unavailable: Callable[[], str | None]
     """Why the backend cannot run here and what to install, or None if it can."""
-    has_absgrad: bool = False
-    """Whether `backward` can give `Gradients.absgrad`."""
 
 
 class BackendUnavailableError(ValueError):

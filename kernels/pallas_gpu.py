@@ -332,4 +332,4 @@ def _unavailable() -> str | None:
     return missing_nvidia_gpu()
 
 
-BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable, has_absgrad=True)
+BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable)

@@ -203,9 +203,9 @@ def blend(
             zeros = jnp.zeros_like(splats.means)
             d_splats, absolute = jax.grad(loss_of, argnums=(0, 1))(splats, zeros)
 
-        Their values are not read. Of the backends `xla` and `pallas_gpu` have it.
+        Their values are not read.
 
-    Raises: as `rasterize`; ValueError too for `absgrad` on a backend that has none.
+    Raises: as `rasterize`.
     """
     check_sizes(width=width, height=height)
     if colors is None:
@@ -216,12 +216,6 @@ def blend(
         paint = _as_float32(colors=colors, background=_or_black(background, colors), **painted)
         check_painted(paint, *check_splats(fields))
         settings = _blending_settings(width, height, backend, capacity, overflow)
-        chosen = settings["backend"]
-        if absgrad is not None and not chosen.has_absgrad:
-            raise ValueError(
-                f"absgrad is not computed by backend {chosen.name!r}; expected 'xla' or "
-                "'pallas_gpu', or None"
-            )
 
         def run(inputs):
             splats = Splats(*(inputs[name] for name in Splats._fields))

@@ -206,7 +206,7 @@ def _backward(
     capacity: int,
     absgrad: bool,
 ) -> Gradients:
-    del blend, absgrad
+    del blend
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
     num, channels = features.shape[-2:]
 
@@ -215,19 +215,25 @@ def _backward(
         lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
         d_tiles = _cut(d_image, lists.splats.shape[1] - GEOMETRY)
         d_rows = blend_tiles_backward(
-            lists.starts, lists.splats, state, d_tiles, blocks_across=across
+            lists.starts, lists.splats, state, d_tiles, blocks_across=across, absgrad=absgrad
         )
         d_rows = merge(merge(d_rows, lists.tiles), lists.blocks)
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
         table = table.T[inverse].T
-        return table[: OPACITY + 1], table[GEOMETRY : GEOMETRY + channels]
+        return table[:GEOMETRY], table[GEOMETRY : GEOMETRY + channels]
 
     d_images = jnp.concatenate([jnp.moveaxis(d_features, -1, 1), d_alpha[:, None]], axis=1)
     geometry, d_features = lax.map(one_image, (splats, features, residuals, d_images))
-    means, cholesky, opacities = jnp.split(jnp.moveaxis(geometry, 1, -1), [2, 5], axis=-1)
-    return Gradients(means, cholesky, opacities[..., 0], jnp.moveaxis(d_features, 1, -1))
+    geometry = jnp.moveaxis(geometry, 1, -1)
+    return Gradients(
+        means=geometry[..., 0:2],
+        cholesky=geometry[..., 2:5],
+        opacities=geometry[..., OPACITY],
+        features=jnp.moveaxis(d_features, 1, -1),
+        absgrad=geometry[..., OPACITY + 1 : GEOMETRY] if absgrad else None,
+    )
 
 
 def _unavailable() -> str | None:

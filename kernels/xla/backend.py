@@ -285,4 +285,4 @@ def _differentiate(
     return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
 
 
-BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None, has_absgrad=True)
+BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None)
