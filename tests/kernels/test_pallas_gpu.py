@@ -17,7 +17,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 from jax.sharding import PartitionSpec as P
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
@@ -57,17 +59,18 @@ def test_any_number_of_channels(channels):
     check_against_oracle(scenes, channels, antialiased=True, capacity=96, **SMALL)
 
 
+@settings(max_examples=2, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(seed):
+    check_edges_of_capacity(seed, images=11, tile=pallas_gpu.TILE, slots=64, capacity=64, **SMALL)
+
+
 def test_gradients_behind_bright_splats_keep_their_digits():
     check_gradients_behind_bright_splats()
 
 
-def test_overflow_is_counted():
-    scenes = random_scenes(4, images=2, num=24, channels=3, **SMALL)
-    needed = rasterize(*scenes, capacity=1, **SMALL).overflow + 1
-    room = int(needed.max()) - 5
-    out = rasterize(*scenes, capacity=room, **SMALL)
-    assert room > 0
-    np.testing.assert_array_equal(out.overflow, np.maximum(needed - room, 0))
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles():
+    check_gradients_of_projected_means()
 
 
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")

@@ -16,7 +16,9 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
@@ -24,6 +26,7 @@ from kernels import backends, rasterize
 from kernels.bench import scenes, tpu_costs
 from kernels.pallas_tpu import lists as tpu_lists
 from kernels.pallas_tpu import members as tpu_members
+from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.sizes import CHUNK
 
 SIZE = {"width": 150, "height": 20}
@@ -47,13 +50,19 @@ def interpreter(backend):
 
 
 def test_images_and_gradients_are_the_oracles(interpreter):
-    batch = random_scenes(0, images=5, num=NUM, channels=3, **SIZE)
+    # Stack, needles, faint, bright and ties.
+    batch = random_scenes(29, images=5, num=NUM, channels=3, **SIZE)
     check_against_oracle(batch, 0, capacity=CAPACITY, **SIZE)
 
 
 @pytest.mark.slow
 def test_gradients_behind_bright_splats_keep_their_digits(interpreter):
     check_gradients_behind_bright_splats()
+
+
+@pytest.mark.slow
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles(interpreter):
+    check_gradients_of_projected_means()
 
 
 @pytest.mark.slow
@@ -122,12 +131,11 @@ def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     np.testing.assert_allclose(merged[:3], expected, atol=1e-5)
 
 
-def test_what_does_not_fit_is_counted(interpreter):
-    batch = random_scenes(9, images=2, num=NUM, channels=1, **SIZE)
-    render = jax.jit(rasterize, static_argnames=("width", "height", "capacity"))
-    cut = render(*batch, **SIZE, capacity=1)
-    assert np.any(cut.overflow)
-    assert np.isfinite(cut.color).all()
+@pytest.mark.slow
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(interpreter):
+    """A capacity of 1 has a chunk for every block of tiles."""
+    size = {"width": 20, "height": 18}
+    check_edges_of_capacity(36, images=3, tile=BLOCK_PIXELS, slots=CHUNK, capacity=1, **size)
 
 
 def test_kernels_lower_under_shard_map_that_checks_what_varies(backend):

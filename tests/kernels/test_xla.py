@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
@@ -42,8 +44,18 @@ def test_images_and_gradients_are_the_oracles(channels, width, height, antialias
     check_against_oracle(batch, seed, antialiased=antialiased, capacity=None, **size)
 
 
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(seed):
+    check_edges_of_capacity(seed, images=11, tile=xla.TILE, slots=90, capacity=90, **SMALL)
+
+
 def test_gradients_behind_bright_splats_keep_their_digits():
     check_gradients_behind_bright_splats()
+
+
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles():
+    check_gradients_of_projected_means()
 
 
 @pytest.mark.parametrize("num", [1, 300])
