@@ -12,7 +12,7 @@ from jax.ffi import ffi_call
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.backends import Backend, Blend, Gradients, missing_nvidia_gpu
+from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients, missing_nvidia_gpu
 from kernels.projection import Splats
 
 TILE = (8, 8)
@@ -57,15 +57,9 @@ def unavailable() -> str | None:
     return None
 
 
-def _forward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-):
+def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Frame):
     images, num = splats.depths.shape
+    width, height, capacity = frame
     binning.check_rows(images, capacity)
     across, down = binning.grid(width, height, TILE)
     geometry = _pack(splats)
@@ -104,19 +98,11 @@ def _forward(
 
 
 def _backward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    blend: Blend,
-    residuals,
-    d_features: Float[Array, "images H W F"],
-    d_alpha: Float[Array, "images H W"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-    absgrad: bool,
-) -> Gradients:
-    del blend, width, height, capacity
+    splats: Splats, features: Float[Array, "images N F"], residuals, cotangent: Cotangent, *,
+    frame: Frame, absgrad: bool,
+) -> Gradients:  # fmt: skip
+    del frame
+    d_features, d_alpha = cotangent
     *lists, spans, transmittance, last = residuals
     geometry = _pack(splats)
     floats, _ = _shapes(geometry)

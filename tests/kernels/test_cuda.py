@@ -19,6 +19,7 @@ from random_scenes import (
 
 import kernels
 from kernels import binning, blending, rasterize, rasterizer
+from kernels.backends import Frame
 from kernels.cuda import BACKEND, backend, build
 from kernels.cuda.backend import TILE
 from kernels.projection import MIN_ALPHA
@@ -109,7 +110,7 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
     width, height, capacity = 64, 48, 20_000
     splats, features = project(3, num=60, width=width, height=height)
     _, (slots, owners, ranges, *_) = BACKEND.forward(
-        splats, features, width=width, height=height, capacity=capacity
+        splats, features, frame=Frame(width, height, capacity)
     )
     slots, owners, ranges = (np.asarray(a) for a in (slots.ravel(), owners.ravel(), ranges))
     images, num = splats.depths.shape
@@ -210,7 +211,7 @@ def test_gradients_flow_under_shard_map():
 def test_too_many_intersections_for_an_int32_is_an_error_that_says_so():
     splats, features = project(9, images=3, num=2, **SMALL)
     with pytest.raises(ValueError, match=r"capacity is 1000000000 for 3 images.*2\^31"):
-        BACKEND.forward(splats, features, capacity=1_000_000_000, **SMALL)
+        BACKEND.forward(splats, features, frame=Frame(**SMALL, capacity=1_000_000_000))
 
 
 def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ from random_scenes import (
 )
 
 from kernels import pallas_gpu, rasterize, rasterizer
+from kernels.backends import Cotangent, Frame
 from kernels.bench.scenes import Scene
 from kernels.pallas_gpu import BACKEND
 from kernels.projection import Splats
@@ -131,13 +132,14 @@ def h100():
 def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, channels, absgrad):
     if shutil.which("ptxas") is None:
         pytest.skip("NVIDIA's assembler, ptxas, is not on PATH; install the CUDA toolkit")
-    settings = {"width": 40, "height": 30, "capacity": 500}
-    forward = functools.partial(BACKEND.forward, **settings)
-    backward = functools.partial(BACKEND.backward, absgrad=absgrad, **settings)
+    frame = Frame(width=40, height=30, capacity=500)
+    forward = functools.partial(BACKEND.forward, frame=frame)
+    backward = functools.partial(BACKEND.backward, frame=frame, absgrad=absgrad)
     rows = [(2,), (3,), (), (), (channels + 1,)]
     *fields, features = (jax.ShapeDtypeStruct((2, 20, *row), jnp.float32) for row in rows)
     inputs = Splats(*fields), features
-    blend, bins = jax.eval_shape(forward, *inputs)
+    blend, residuals = jax.eval_shape(forward, *inputs)
+    cotangent = Cotangent(blend.features, blend.alpha)
 
     def kernels(function, *shapes, **options):
         on_gpu = jax.sharding.SingleDeviceSharding(h100)
@@ -146,7 +148,7 @@ def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, c
 
     assert kernels(forward, *inputs) == 1
     fit = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
-    assert kernels(backward, *inputs, blend, bins, blend.features, blend.alpha, **fit) == 2
+    assert kernels(backward, *inputs, residuals, cotangent, **fit) == 2
 
 
 def gradient_of_each(scenes):

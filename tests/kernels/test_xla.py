@@ -17,6 +17,7 @@ from random_scenes import (
 )
 
 from kernels import count_capacity, oracle, project, rasterize, rasterizer
+from kernels.backends import Frame
 from kernels.bench import scenes
 from kernels.xla import backend as xla
 from kernels.xla.tiles import make_table
@@ -81,10 +82,10 @@ def test_an_avatar_is_the_oracles():
 def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
     """The sum for accelerators, which may not add in any order, is that of the CPU's in order."""
     batch = random_scenes(3, images=3, num=60, channels=3, **SMALL)
-    size = {**SMALL, "capacity": 2000}
     splats = project(*batch[:4], *batch[5:], **SMALL)
     features = jnp.concatenate([batch.colors, splats.depths[..., None]], -1)
-    blend, residuals = jax.jit(functools.partial(xla.forward, **size))(splats, features)
+    forward = functools.partial(xla.forward, frame=Frame(**SMALL, capacity=2000))
+    blend, residuals = jax.jit(forward)(splats, features)
     rng = np.random.default_rng(0)
     cotangents = [
         jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (blend.features, blend.alpha)
