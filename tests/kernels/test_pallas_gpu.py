@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import re
 import shutil
 
 import jax
@@ -81,6 +82,22 @@ def lowered(function, *args):
     """Text of `function` lowered for an H100, which need not be here."""
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)):
         return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_more_images_than_cuda_has_rows_of_programs_are_launched():
+    """A grid's second and third axes end at 65,535; JAX counts what is longer along the first."""
+    images, frame = 70_000, Frame(width=16, height=8, capacity=4)
+    rows = [(2,), (3,), (), (), (2,)]
+    *fields, features = (jax.ShapeDtypeStruct((images, 1, *row), jnp.float32) for row in rows)
+    forward = functools.partial(BACKEND.forward, frame=frame)
+    backward = functools.partial(BACKEND.backward, frame=frame, absgrad=False)
+    inputs = Splats(*fields), features
+    blend, residuals = jax.eval_shape(forward, *inputs)
+    cotangent = Cotangent(blend.features, blend.alpha)
+    texts = lowered(forward, *inputs), lowered(backward, *inputs, residuals, cotangent)
+    grids = [re.findall(r"grid_[xyz] = (\d+)", text) for text in texts]
+    tiles = ["140000", "1", "1"]
+    assert grids == [tiles, [*tiles, "70000", "1", "1"]]
 
 
 H100_CONFIG = """
