@@ -56,7 +56,7 @@ def rasterize(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
     backend: str = "auto",
     capacity: int | None = None,
     overflow: str = "warn",
@@ -145,7 +145,7 @@ def project(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
 ) -> Splats:
     """The first step of `rasterize`: Gaussians as each image sees them. Arguments as there.
 
@@ -238,7 +238,7 @@ def count_capacity(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
     backend: str = "auto",
 ) -> int:
     """The `capacity` that `rasterize` needs for a scene, up to a quarter more: not under `jit`.
