@@ -3,9 +3,8 @@
 A **backend** is a module with a `BACKEND`, an instance of `Backend`, two plain functions of a flat
 batch of images:
 
-    forward(splats, features, *, width, height, capacity) -> (Blend, residuals)
-    backward(splats, features, blend, residuals, d_features, d_alpha, *,
-             width, height, capacity, absgrad) -> Gradients
+    forward(splats, features, *, frame) -> (Blend, residuals)
+    backward(splats, features, residuals, cotangent, *, frame, absgrad) -> Gradients
 
 `features` [images, N, F] is what is blended: the colours, and the depth as the last channel. All
 arrays in and out, residuals included, have the images as their first axis. The rest is done once
@@ -43,6 +42,14 @@ PREFERENCE = {"cpu": ("xla",), "tpu": ("pallas_tpu", "xla"), "gpu": ("cuda", "pa
 log = logging.getLogger(__name__)
 
 
+class Frame(NamedTuple):
+    """Size of the images in pixels, and the room each has for intersections with tiles."""
+
+    width: int
+    height: int
+    capacity: int
+
+
 class Blend(NamedTuple):
     """What a backend makes of `Splats`."""
 
@@ -51,6 +58,13 @@ class Blend(NamedTuple):
     alpha: Float[Array, "images H W"]
     """Sum of the weights."""
     overflow: Int[Array, "images"]
+
+
+class Cotangent(NamedTuple):
+    """Gradients of the loss by what a backend made."""
+
+    features: Float[Array, "images H W F"]
+    alpha: Float[Array, "images H W"]
 
 
 class Gradients(NamedTuple):
@@ -75,8 +89,6 @@ class Backend:
     """(width, height) in pixels of the tiles whose intersections `capacity` counts."""
     unavailable: Callable[[], str | None]
     """Why the backend cannot run here and what to install, or None if it can."""
-    has_absgrad: bool = False
-    """Whether `backward` can give `Gradients.absgrad`."""
 
 
 class BackendUnavailableError(ValueError):

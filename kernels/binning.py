@@ -71,7 +71,7 @@ def count_slots(
     splats: Splats, *, width: int, height: int, tile: tuple[int, int]
 ) -> Int[Array, ""]:
     """Slots that `sort_intersections` needs for these splats of one image."""
-    slots = jnp.prod(tile_boxes(splats, width, height, tile)[1], -1)
+    slots = jnp.prod(tile_boxes(splats, width, height, tile)[1], -1, dtype=jnp.int32)
     return lax.reduce(slots, jnp.int32(0), _add_up_to_limit, (0,))
 
 
@@ -171,7 +171,7 @@ def sort_intersections(
     # All below is in order of depth, as the slots are: they read what is side by side in memory.
     near_to_far = jax.tree.map(lambda a: a[order], splats)
     first, counts, reach = tile_boxes(near_to_far, width, height, tile)
-    slots_of = jnp.prod(counts, -1)
+    slots_of = jnp.prod(counts, -1, dtype=jnp.int32)
     ends = lax.associative_scan(_add_up_to_limit, slots_of)
     begins, total = ends - slots_of, ends[-1]
 

@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from kernels import modes
-from kernels.backends import Backend, Blend
+from kernels.backends import Backend, Blend, Cotangent, Frame
 from kernels.projection import Splats
 
 
@@ -29,11 +29,10 @@ def composite(
 
     `absgrad` changes nothing; its gradient is `backends.Gradients.absgrad`.
     """
-    settings = {"width": width, "height": height, "capacity": capacity}
-    asked = absgrad is not None
-    forward = _fold_vmap(_any_images(functools.partial(backend.forward, **settings)))
+    frame, asked = Frame(width, height, capacity), absgrad is not None
+    forward = _fold_vmap(_any_images(functools.partial(backend.forward, frame=frame)))
     backward = _fold_vmap(
-        _any_images(functools.partial(backend.backward, **settings, absgrad=asked))
+        _any_images(functools.partial(backend.backward, frame=frame, absgrad=asked))
     )
 
     @jax.custom_vjp
@@ -44,10 +43,10 @@ def composite(
     def run_forward(splats, features, absgrad):
         del absgrad
         out, residuals = forward(splats, features)
-        return out, (splats, features, out, residuals)
+        return out, (splats, features, residuals)
 
     def run_backward(saved, cotangent):
-        d = backward(*saved, cotangent.features, cotangent.alpha)
+        d = backward(*saved, Cotangent(cotangent.features, cotangent.alpha))
         d_splats = Splats(d.means, d.cholesky, d.opacities, depths=jnp.zeros_like(d.opacities))
         return d_splats, d.features, d.absgrad
 

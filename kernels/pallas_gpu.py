@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.backends import Backend, Blend, Gradients, missing_nvidia_gpu
+from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients, missing_nvidia_gpu
 from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.varying import shape_like
 
@@ -47,7 +47,8 @@ MIN_DOT = 16
 """Smallest side of a matrix product in Triton."""
 
 
-def _forward(splats: Splats, features: Array, *, width, height, capacity, interpret=False):
+def _forward(splats: Splats, features: Array, *, frame: Frame, interpret=False):
+    width, height, capacity = frame
     bins = binning.sort_images(splats, width=width, height=height, tile=TILE, capacity=capacity)
     images, num = splats.depths.shape[0], features.shape[-1]
     geometry, features = _pack(splats, features)
@@ -68,24 +69,16 @@ def _forward(splats: Splats, features: Array, *, width, height, capacity, interp
 
 
 def _backward(
-    splats: Splats,
-    features: Array,
-    blend: Blend,
-    residuals,
-    d_features,
-    d_alpha,
-    *,
-    width,
-    height,
-    capacity,
-    absgrad,
-    interpret=False,
-) -> Gradients:
+    splats: Splats, features: Array, residuals, cotangent: Cotangent, *,
+    frame: Frame, absgrad: bool, interpret=False,
+) -> Gradients:  # fmt: skip
+    width, height, capacity = frame
     images, count, num = features.shape
     geometry, features = _pack(splats, features)
     across, down = binning.grid(width, height, TILE)
     bins, transmittance, reached = residuals
-    d_out = _pad_features(jnp.concatenate([d_features, d_alpha[..., None]], -1))
+    d_out = jnp.concatenate([cotangent.features, cotangent.alpha[..., None]], -1)
+    d_out = _pad_features(d_out)
 
     # A row for every slot, and one that is never read. Slots that turn out to be no intersection,
     # or that no pixel reaches, keep their zeros.
@@ -332,4 +325,4 @@ def _unavailable() -> str | None:
     return missing_nvidia_gpu()
 
 
-BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable, has_absgrad=True)
+BACKEND = Backend("pallas_gpu", _forward, _backward, TILE, _unavailable)

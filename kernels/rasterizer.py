@@ -56,7 +56,7 @@ def rasterize(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
     backend: str = "auto",
     capacity: int | None = None,
     overflow: str = "warn",
@@ -145,7 +145,7 @@ def project(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
 ) -> Splats:
     """The first step of `rasterize`: Gaussians as each image sees them. Arguments as there.
 
@@ -203,9 +203,9 @@ def blend(
             zeros = jnp.zeros_like(splats.means)
             d_splats, absolute = jax.grad(loss_of, argnums=(0, 1))(splats, zeros)
 
-        Their values are not read. Of the backends `xla` and `pallas_gpu` have it.
+        Their values are not read.
 
-    Raises: as `rasterize`; ValueError too for `absgrad` on a backend that has none.
+    Raises: as `rasterize`.
     """
     check_sizes(width=width, height=height)
     if colors is None:
@@ -216,12 +216,6 @@ def blend(
         paint = _as_float32(colors=colors, background=_or_black(background, colors), **painted)
         check_painted(paint, *check_splats(fields))
         settings = _blending_settings(width, height, backend, capacity, overflow)
-        chosen = settings["backend"]
-        if absgrad is not None and not chosen.has_absgrad:
-            raise ValueError(
-                f"absgrad is not computed by backend {chosen.name!r}; expected 'xla' or "
-                "'pallas_gpu', or None"
-            )
 
         def run(inputs):
             splats = Splats(*(inputs[name] for name in Splats._fields))
@@ -244,7 +238,7 @@ def count_capacity(
     antialiased: bool = False,
     camera_model: str = "pinhole",
     radial_coeffs: Float[ArrayLike, "*r R"] | None = None,
-    tangential_coeffs: Float[ArrayLike, "*t 2"] | None = None,
+    tangential_coeffs: Float[ArrayLike, "*t T"] | None = None,
     backend: str = "auto",
 ) -> int:
     """The `capacity` that `rasterize` needs for a scene, up to a quarter more: not under `jit`.

@@ -28,6 +28,7 @@ from kernels import backends, binning, rasterizer
 from kernels.bench import scenes
 from kernels.bench.scenes import Scene
 from kernels.hardware import CHIPS, Chip
+from kernels.harmonics import SIZES
 from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.lists import GROUP
 from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILE
@@ -209,6 +210,7 @@ def compile_ahead(
     num: int = 58_361,
     size: int = 512,
     channels: int = 3,
+    sh_degree: int | None = None,
     devices: int = 1,
     gradient: bool = True,
     capacity: int | None = None,
@@ -218,6 +220,7 @@ def compile_ahead(
     Args:
       chip: one of `hardware.CHIPS`.
       images: on each device.
+      sh_degree: with spherical harmonics of this degree in place of colours.
       devices: with more than one, images are mapped over a mesh of them by `jax.shard_map`.
       gradient: compile the gradient of a loss in every input, forward pass included.
 
@@ -229,13 +232,20 @@ def compile_ahead(
     mesh = jax.sharding.Mesh(np.array(slice_[:devices]), ("data",))
     by_image = jax.sharding.PartitionSpec("data")
     batch = images * devices
-    shapes = [(num, 3), (num, 4), (num, 3), (num,), (num, channels), (4, 4), (3, 3)]
+    paint = () if sh_degree is None else (SIZES[sh_degree],)
+    shapes = [(num, 3), (num, 4), (num, 3), (num,), (num, *paint, channels), (4, 4), (3, 3)]
     sharding = jax.sharding.NamedSharding(mesh, by_image)
     inputs = [jax.ShapeDtypeStruct((batch, *s), jnp.float32, sharding=sharding) for s in shapes]
 
     def render(*inputs):
+        *gaussians, painted, viewmats, Ks = inputs
+        colors, sh = (painted, None) if sh_degree is None else (None, painted)
         return rasterizer.rasterize(
-            *inputs,
+            *gaussians,
+            colors,
+            viewmats,
+            Ks,
+            sh=sh,
             width=size,
             height=size,
             backend="pallas_tpu",

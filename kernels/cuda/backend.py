@@ -12,7 +12,7 @@ from jax.ffi import ffi_call
 from jaxtyping import Array, Float
 
 from kernels import binning
-from kernels.backends import Backend, Blend, Gradients, missing_nvidia_gpu
+from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients, missing_nvidia_gpu
 from kernels.projection import Splats
 
 TILE = (8, 8)
@@ -21,10 +21,11 @@ TILE = (8, 8)
 FEATURE_WIDTHS = (4, 8, 16, 32)
 """Numbers of features the kernels are compiled for."""
 
-BIN, FORWARD, BACKWARD = TARGETS = (
+BIN, FORWARD, BACKWARD, ABSOLUTE = TARGETS = (
     "flexavatar_splat_bin",
     "flexavatar_splat_forward",
     "flexavatar_splat_backward",
+    "flexavatar_splat_absolute",
 )
 """The calls' names in XLA."""
 
@@ -32,7 +33,7 @@ BIN, FORWARD, BACKWARD = TARGETS = (
 def register(library: Path, platform: str) -> ctypes.CDLL:
     """Load a library made by `kernels.cuda.build` and register its calls for a platform of XLA."""
     loaded = ctypes.CDLL(str(library))
-    symbols = (loaded.SplatBin, loaded.SplatForward, loaded.SplatBackward)
+    symbols = (loaded.SplatBin, loaded.SplatForward, loaded.SplatBackward, loaded.SplatAbsolute)
     for target, symbol in zip(TARGETS, symbols, strict=True):
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform=platform)
     return loaded
@@ -56,15 +57,9 @@ def unavailable() -> str | None:
     return None
 
 
-def _forward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-):
+def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Frame):
     images, num = splats.depths.shape
+    width, height, capacity = frame
     binning.check_rows(images, capacity)
     across, down = binning.grid(width, height, TILE)
     geometry = _pack(splats)
@@ -103,22 +98,20 @@ def _forward(
 
 
 def _backward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    blend: Blend,
-    residuals,
-    d_features: Float[Array, "images H W F"],
-    d_alpha: Float[Array, "images H W"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-    absgrad: bool,
-) -> Gradients:
-    del blend, width, height, capacity, absgrad
+    splats: Splats, features: Float[Array, "images N F"], residuals, cotangent: Cotangent, *,
+    frame: Frame, absgrad: bool,
+) -> Gradients:  # fmt: skip
+    del frame
+    d_features, d_alpha = cotangent
     *lists, spans, transmittance, last = residuals
     geometry = _pack(splats)
     floats, _ = _shapes(geometry)
+    absolute = None
+    if absgrad:
+        whole, d_whole = (_pad(a, -(-a.shape[-1] // 4) * 4) for a in (features, d_features))
+        absolute = ffi_call(ABSOLUTE, floats(*splats.means.shape))(
+            geometry, whole, *lists, spans, transmittance, last, d_whole, d_alpha
+        )
     d_geometry, d_chunks = 0.0, []
     for part, d_chunk in zip(_chunks(features), _chunks(d_features), strict=True):
         composite = ffi_call(BACKWARD, [floats(*geometry.shape), floats(*part.shape)])
@@ -134,6 +127,7 @@ def _backward(
         cholesky=d_geometry[..., 2:5],
         opacities=d_geometry[..., 5],
         features=jnp.concatenate(d_chunks, -1)[..., : features.shape[-1]],
+        absgrad=absolute,
     )
 
 
@@ -150,10 +144,12 @@ def _chunks(features: Float[Array, "*b F"]) -> list[Float[Array, "*b K"]]:
     chunks = []
     for start in range(0, features.shape[-1], widest):
         chunk = features[..., start : start + widest]
-        width = next(w for w in FEATURE_WIDTHS if w >= chunk.shape[-1])
-        padding = [(0, 0)] * (chunk.ndim - 1) + [(0, width - chunk.shape[-1])]
-        chunks.append(jnp.pad(chunk, padding))
+        chunks.append(_pad(chunk, next(w for w in FEATURE_WIDTHS if w >= chunk.shape[-1])))
     return chunks
+
+
+def _pad(features: Float[Array, "*b F"], width: int) -> Float[Array, "*b K"]:
+    return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, width - features.shape[-1])])
 
 
 def _shapes(like: Array):

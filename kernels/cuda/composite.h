@@ -172,15 +172,38 @@ struct ForwardTile {
   }
 };
 
+// A pixel on its way back, from the last Gaussian composited to the first: the transmittance is
+// rebuilt by division, and the light behind a Gaussian is a running sum.
+struct WayBack {
+  float alpha_gradient;
+  float transmittance;
+  float behind;  // gradient-weighted light from behind the current Gaussian
+  int last;
+
+  // Past a Gaussian: its weight w = alpha T and strength gradient u = alpha dL/dalpha, where `light`
+  // is dL/dw.
+  SPLAT_HD void Pass(float strength, float light, float& u, float& w) {
+    const float alpha = fminf(strength, kMaxAlpha);
+    const float inverse = Reciprocal(1.0f - alpha);
+    transmittance *= inverse;
+    const float d_alpha = transmittance * light - behind * inverse;
+    w = alpha * transmittance;
+    behind = fmaf(w, light, behind);
+    // Where alpha is clipped it no longer depends on the Gaussian's strength.
+    if (strength <= kMaxAlpha) u = alpha * d_alpha;
+  }
+};
+
+constexpr int kStride = kLanes + 2;  // spreads rows of pairs over the banks, 16-byte aligned
+
 // The gradient of one slot: x, y, p, q, r, opacity, then K features.
 constexpr int kGeometryGradients = 6;
 
-// Walks each tile's Gaussians from the last composited to the first, so that the transmittance is
-// rebuilt by division and the light behind a Gaussian is a running sum. Every batch has two halves.
-// With lanes as pixels: each pair's weight w = alpha T and strength gradient u = alpha dL/dalpha
-// are written to shared memory. With lanes as Gaussians (two lanes to each, half the tile's pixels
-// apiece): the pairs are summed over pixels, u against the monomials of the pixel's place, of which
-// every geometric gradient is a combination, and w against the pixel's colour gradient.
+// Walks each tile's Gaussians from the last composited to the first. Every batch has two halves.
+// With lanes as pixels: each pair's weight w and strength gradient u are written to shared memory.
+// With lanes as Gaussians (two lanes to each, half the tile's pixels apiece): the pairs are summed
+// over pixels, u against the monomials of the pixel's place, of which every geometric gradient is a
+// combination, and w against the pixel's colour gradient.
 template <int K>
 struct BackwardTile {
   Composite in;
@@ -191,7 +214,6 @@ struct BackwardTile {
   float* slot_gradients;         // [images * capacity, kGeometryGradients + K]
 
   static constexpr int kValues = kGeometryGradients + K;
-  static constexpr int kStride = kLanes + 2;  // spreads rows over the banks, 16-byte aligned
 
   struct Shared {
     alignas(16) float4 features[kBackwardBatch][K / 4];
@@ -203,12 +225,8 @@ struct BackwardTile {
     int slot[kBackwardBatch];
   };
 
-  struct Pixel {
+  struct Pixel : WayBack {
     float gradient[K];
-    float alpha_gradient;
-    float transmittance;
-    float behind;  // gradient-weighted light from behind the current Gaussian
-    int last;
   };
 
   template <class Warp>
@@ -272,7 +290,7 @@ struct BackwardTile {
             Pixel& pixel = pixels[lane][i];
             const float strength = LaneStrength(splat, lane, i);
             if (strength < kMinAlpha || begin + j >= pixel.last) continue;
-            PairGradient(strength, shared.features[j], pixel, u[i], w[i]);
+            pixel.Pass(strength, Light(shared.features[j], pixel), u[i], w[i]);
           }
           shared.u[j][lane] = {u[0], u[1]};
           shared.w[j][lane] = {w[0], w[1]};
@@ -294,21 +312,13 @@ struct BackwardTile {
     }
   }
 
-  SPLAT_HD void PairGradient(float strength, const float4 (&packed_features)[K / 4], Pixel& pixel,
-                             float& u, float& w) const {
-    const float alpha = fminf(strength, kMaxAlpha);
-    const float inverse = Reciprocal(1.0f - alpha);
-    pixel.transmittance *= inverse;
+  SPLAT_HD float Light(const float4 (&packed_features)[K / 4], const Pixel& pixel) const {
     float features[K];
     Unpack(packed_features, features);
     float light = pixel.alpha_gradient;
     SPLAT_UNROLL
     for (int k = 0; k < K; ++k) light = fmaf(features[k], pixel.gradient[k], light);
-    const float d_alpha = pixel.transmittance * light - pixel.behind * inverse;
-    w = alpha * pixel.transmittance;
-    pixel.behind = fmaf(w, light, pixel.behind);
-    // Where alpha is clipped it no longer depends on the Gaussian's strength.
-    if (strength <= kMaxAlpha) u = alpha * d_alpha;
+    return light;
   }
 
   // Sums over half of the tile's rows: u * {1, x, y, x^2, xy, y^2} and w * colour gradient.

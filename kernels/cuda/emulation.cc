@@ -11,5 +11,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatForward, EMULATED(ForwardHandler),
                               splat::BindForward(xla::ffi::Ffi::Bind()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatBackward, EMULATED(BackwardHandler),
                               splat::BindBackward(xla::ffi::Ffi::Bind()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatAbsolute, EMULATED(AbsoluteHandler),
+                              splat::BindAbsolute(xla::ffi::Ffi::Bind()));
 
 extern "C" void SplatReverseLanes(int reverse) { splat::reverse_lanes = reverse != 0; }

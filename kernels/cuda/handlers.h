@@ -1,10 +1,12 @@
-// The three calls that XLA makes: bin, composite forward, composite backward. Shapes are those of
-// the arrays; the kernels do the work on a `Device` (gpu.h or emulation.h).
+// The calls that XLA makes: bin, composite forward, composite backward, and the sums of absolute
+// gradients. Shapes are those of the arrays; the kernels do the work on a `Device` (gpu.h or
+// emulation.h).
 #pragma once
 
 #include <exception>
 #include <utility>
 
+#include "absolute.h"
 #include "composite.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -105,6 +107,20 @@ ffi::Error BackwardHandler(Device device, Floats geometry, Floats features, Ints
   });
 }
 
+template <class Device>
+ffi::Error AbsoluteHandler(Device device, Floats geometry, Floats features, Ints slots,
+                           Ints slot_gaussian, Ints ranges, Ints spans, Floats transmittance,
+                           Ints last, Floats out_gradient, Floats alpha_gradient,
+                           FloatsOut absolute) {
+  const Composite in = MakeComposite(geometry, features, slots, slot_gaussian, ranges,
+                                     Size(out_gradient, 2), Size(out_gradient, 1));
+  return Guarded([&] {
+    Absolute(device, ranges.element_count() / 2, spans.element_count() / 2, slots.element_count(),
+             in, Size(features, 2) / 4, In<int2>(spans), In<float>(transmittance), In<int>(last),
+             In<float4>(out_gradient), In<float>(alpha_gradient), Out<float2>(absolute));
+  });
+}
+
 // Adds each call's arrays to a binding that already has its context.
 template <class Binding>
 auto BindBin(Binding binding) {
@@ -133,7 +149,7 @@ auto BindForward(Binding binding) {
 }
 
 template <class Binding>
-auto BindBackward(Binding binding) {
+auto BindWayBack(Binding&& binding) {
   return std::move(binding)
       .template Arg<Floats>()
       .template Arg<Floats>()
@@ -144,9 +160,17 @@ auto BindBackward(Binding binding) {
       .template Arg<Floats>()
       .template Arg<Ints>()
       .template Arg<Floats>()
-      .template Arg<Floats>()
-      .template Ret<Floats>()
-      .template Ret<Floats>();
+      .template Arg<Floats>();
+}
+
+template <class Binding>
+auto BindBackward(Binding binding) {
+  return BindWayBack(std::move(binding)).template Ret<Floats>().template Ret<Floats>();
+}
+
+template <class Binding>
+auto BindAbsolute(Binding binding) {
+  return BindWayBack(std::move(binding)).template Ret<Floats>();
 }
 
 }  // namespace splat

@@ -19,3 +19,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatForward, ON_GPU(ForwardHandler),
                               splat::BindForward(WithContext()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatBackward, ON_GPU(BackwardHandler),
                               splat::BindBackward(WithContext()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SplatAbsolute, ON_GPU(AbsoluteHandler),
+                              splat::BindAbsolute(WithContext()));

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -27,6 +28,13 @@ class Views(NamedTuple):
     """World to camera, OpenCV axes."""
     Ks: Float[np.ndarray, "V 3 3"]
     """In pixels."""
+    radial_coeffs: Float[np.ndarray, "V R"]
+    tangential_coeffs: Float[np.ndarray, "V T"]
+    """Distortion as `rasterize` takes it; of length 0 where there is none."""
+
+    def camera(self, view: int | Array) -> dict[str, ArrayLike]:
+        """One camera, by the names of `rasterize`'s arguments."""
+        return {name: array[view] for name, array in self._asdict().items() if name != "pictures"}
 
 
 class Capture(NamedTuple):
@@ -37,6 +45,8 @@ class Capture(NamedTuple):
     points: Float[np.ndarray, "P 3"]
     colors: Float[np.ndarray, "P 3"]
     """Of the points, from 0 to 1."""
+    camera_model: str
+    """Of all cameras: "pinhole" or "fisheye"."""
 
 
 def read_capture(folder: Path, size: int) -> Capture:
@@ -73,10 +83,11 @@ def read_capture(folder: Path, size: int) -> Capture:
         pictures.append(np.uint8(picture * 255 + 0.5))
         # Sides are rounded to whole pixels, alike enough for one factor.
         Ks.append(np.diag([picture.shape[1] / width] * 2 + [1.0]) @ K)
-    views = Views(np.stack(pictures), model.viewmats, np.stack(Ks))
+    lenses = model.radial_coeffs, model.tangential_coeffs
+    views = Views(np.stack(pictures), model.viewmats, np.stack(Ks), *lenses)
     held_out = np.arange(len(pictures)) % HELD_OUT == 0
     training, kept = (Views(*(a[mask] for a in views)) for mask in (~held_out, held_out))
-    return Capture(training, kept, model.points, model.colors)
+    return Capture(training, kept, model.points, model.colors, model.camera_model)
 
 
 def _check_shape(path: Path, width: int, height: int) -> None:
@@ -164,6 +175,6 @@ def _ring_camera(turn: float) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarra
     return viewmat.astype(np.float32), quat
 
 
-def on_device(views: Views) -> tuple[Array, ...]:
-    """Pictures, world to camera and intrinsics where JAX computes."""
-    return tuple(map(jax.numpy.asarray, (views.pictures, *map(np.float32, views[1:]))))
+def on_device(views: Views) -> Views:
+    """Pictures and cameras where JAX computes."""
+    return Views(*map(jax.numpy.asarray, (views.pictures, *map(np.float32, views[1:]))))

@@ -16,12 +16,23 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-MODELS = {
-    **{0: ("SIMPLE_PINHOLE", 3), 1: ("PINHOLE", 4), 2: ("SIMPLE_RADIAL", 4), 3: ("RADIAL", 5)},
-    **{4: ("OPENCV", 8), 5: ("OPENCV_FISHEYE", 8), 6: ("FULL_OPENCV", 12), 7: ("FOV", 5)},
-    **{8: ("SIMPLE_RADIAL_FISHEYE", 4), 9: ("RADIAL_FISHEYE", 5), 10: ("THIN_PRISM_FISHEYE", 12)},
+PARAMETERS = {
+    "SIMPLE_PINHOLE": "f cx cy",
+    "PINHOLE": "fx fy cx cy",
+    "SIMPLE_RADIAL": "f cx cy k1",
+    "RADIAL": "f cx cy k1 k2",
+    "OPENCV": "fx fy cx cy k1 k2 p1 p2",
+    "OPENCV_FISHEYE": "fx fy cx cy k1 k2 k3 k4",
+    "FULL_OPENCV": "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6",
+    "FOV": "fx fy cx cy omega",
+    "SIMPLE_RADIAL_FISHEYE": "f cx cy k1",
+    "RADIAL_FISHEYE": "f cx cy k1 k2",
+    "THIN_PRISM_FISHEYE": "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1",
 }
-"""Name and number of parameters of each camera model; the first two have no distortion."""
+"""Camera models in the order of their numbers, and what their parameters are called in OpenCV."""
+
+UNKNOWN_LENSES = ("FOV", "THIN_PRISM_FISHEYE")
+"""Models that `kernels.rasterize` does not have."""
 
 FILES = ("cameras", "images", "points3D")
 MAX_SIDE = 1 << 20
@@ -36,6 +47,11 @@ class Model(NamedTuple):
     """World to camera, OpenCV axes."""
     Ks: Float[np.ndarray, "V 3 3"]
     """Intrinsics in pixels of pictures of `sizes`."""
+    radial_coeffs: Float[np.ndarray, "V R"]
+    """Distortion as `kernels.rasterize` takes it; as many as one of the cameras needs."""
+    tangential_coeffs: Float[np.ndarray, "V T"]
+    camera_model: str
+    """Of all: "pinhole" or "fisheye"."""
     sizes: list[tuple[int, int]]
     """Width and height."""
     points: Float[np.ndarray, "P 3"]
@@ -59,12 +75,13 @@ def find_model(folder: Path) -> Path:
 
 
 def read_model(folder: Path) -> Model:
-    """Read a sparse model without distortion.
+    """Read a sparse model.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is damaged or not COLMAP's, cameras distort, or there are no images or
-        points; names the file and what was expected.
+      ValueError: a file is damaged or not COLMAP's, a camera's lens is of `UNKNOWN_LENSES`, some
+        are fisheyes and others not, or there are no images or points; names the file and what was
+        expected.
     """
     paths = [_file(folder, name) for name in FILES]
     if not all(paths):
@@ -87,11 +104,17 @@ def read_model(folder: Path) -> Model:
     viewmats = np.stack([_viewmat(paths[1], name, q, t) for q, t, _, name in images])
     if not np.isfinite(table).all():
         raise ValueError(f"{paths[2]}: NaN or infinite numbers; expected finite ones")
+    used = [cameras[camera] for _, _, camera, _ in images]
+    if len(kinds := {camera.model for camera in used}) > 1:
+        raise ValueError(f"{paths[0]}: some cameras are fisheyes and others not; expected one kind")
     return Model(
         names=[name for *_, name in images],
         viewmats=viewmats,
-        Ks=np.stack([cameras[camera][0] for _, _, camera, _ in images]),
-        sizes=[cameras[camera][1] for _, _, camera, _ in images],
+        Ks=np.stack([camera.K for camera in used]),
+        radial_coeffs=_needed([camera.radial for camera in used]),
+        tangential_coeffs=_needed([camera.tangential for camera in used], together=2),
+        camera_model=kinds.pop(),
+        sizes=[camera.size for camera in used],
         points=table[:, :3],
         colors=np.clip(table[:, 3:] / 255, 0, 1),
     )
@@ -102,21 +125,44 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _camera(path: Path, model: str, width: int, height: int, parameters):
-    """Intrinsics and size."""
-    if model not in ("SIMPLE_PINHOLE", "PINHOLE"):
+class Camera(NamedTuple):
+    """One of a model's cameras; coefficients that its lens does not have are 0."""
+
+    model: str
+    K: Float[np.ndarray, "3 3"]
+    radial: list[float]
+    tangential: list[float]
+    size: tuple[int, int]
+
+
+def _needed(rows: list[list[float]], together: int = 1) -> Float[np.ndarray, "V C"]:
+    """Coefficients without those at the end that are 0 of all cameras; so many at once."""
+    table = np.array(rows, np.float64)
+    last = max(np.flatnonzero(table.any(0)), default=-1)
+    return table[:, : -(-(last + 1) // together) * together]
+
+
+def _camera(path: Path, model: str, width: int, height: int, parameters) -> Camera:
+    if model in UNKNOWN_LENSES:
         raise ValueError(
-            f"{path}: a camera is {model}; expected PINHOLE or SIMPLE_PINHOLE: undistort the "
-            "pictures with `colmap image_undistorter`"
+            f"{path}: a camera is {model}; expected another model: undistort the pictures with "
+            "`colmap image_undistorter`"
         )
-    fx, fy, cx, cy = parameters if model == "PINHOLE" else (parameters[0], *parameters)
+    named = dict(zip(PARAMETERS[model].split(), parameters, strict=True))
+    fx, fy = (named[axis] if axis in named else named["f"] for axis in ("fx", "fy"))
     sizes = all(0 < side <= MAX_SIDE for side in (width, height))
     if not (sizes and all(map(math.isfinite, parameters)) and fx > 0 and fy > 0):
         raise ValueError(
             f"{path}: a camera of {width}x{height} pixels with {model} {parameters}; expected a "
             "size and focal lengths over 0"
         )
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]), (width, height)
+    return Camera(
+        model="fisheye" if "FISHEYE" in model else "pinhole",
+        K=np.array([[fx, 0, named["cx"]], [0, fy, named["cy"]], [0, 0, 1.0]]),
+        radial=[named.get(f"k{i}", 0.0) for i in range(1, 7)],
+        tangential=[named.get(f"p{i}", 0.0) for i in (1, 2)],
+        size=(width, height),
+    )
 
 
 def _viewmat(path: Path, name: str, quat, translation) -> Float[np.ndarray, "4 4"]:
@@ -177,13 +223,13 @@ class _Bytes:
 
 
 def _cameras_bin(path: Path) -> Iterator[tuple]:
-    file = _Bytes(path)
+    file, models = _Bytes(path), list(PARAMETERS)
     for _ in range(file.count(24)):
         number, model, width, height = file.take("IiQQ")
-        if model not in MODELS:
-            raise ValueError(f"{path}: camera model {model}; expected one of 0 to {max(MODELS)}")
-        name, parameters = MODELS[model]
-        yield number, name, width, height, file.take(f"{parameters}d")
+        if not 0 <= model < len(models):
+            raise ValueError(f"{path}: camera model {model}; expected 0 to {len(models) - 1}")
+        parameters = PARAMETERS[models[model]].split()
+        yield number, models[model], width, height, file.take(f"{len(parameters)}d")
 
 
 def _images_bin(path: Path) -> Iterator[tuple]:
@@ -204,10 +250,9 @@ def _points_bin(path: Path) -> Iterator[tuple]:
 
 
 def _cameras_txt(path: Path) -> Iterator[tuple]:
-    counts = dict(MODELS.values())
     for line in _lines(path):
         number, model, width, height, *parameters = _fields(path, line, 4)
-        if len(parameters) != counts.get(model):
+        if model not in PARAMETERS or len(parameters) != len(PARAMETERS[model].split()):
             raise ValueError(f"{path}: cannot read {line!r}; expected a model and its parameters")
         number, width, height = _integers(path, line, [number, width, height])
         yield number, model, width, height, _numbers(path, line, parameters)

@@ -1,10 +1,10 @@
 """Fits Gaussians to a capture: `python -m kernels.examples.fit_scene CAPTURE --out DIR`.
 
-CAPTURE is a folder of COLMAP's: its pictures in images/, undistorted, and the cameras and points
-in sparse/0/. `--synthetic` makes one up first, in DIR/synthetic. A fixed number of Gaussians is
-trained as in 3DGS-MCMC (`mcmc`), on one picture a step; every eighth picture is held out. Written:
-DIR/scene.ply, which SuperSplat and other viewers open, and DIR/held_out.png, pictures beside what
-the Gaussians look like from there.
+CAPTURE is a folder of COLMAP's: its pictures in images/, and the cameras, whose lenses may distort
+(OPENCV, OPENCV_FISHEYE), and points in sparse/0/. `--synthetic` makes one up first, in
+DIR/synthetic. A fixed number of Gaussians is trained as in 3DGS-MCMC (`mcmc`), on one picture a
+step; every eighth picture is held out. Written: DIR/scene.ply, which SuperSplat and other viewers
+open, and DIR/held_out.png, pictures beside what the Gaussians look like from there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from kernels import Render, count_capacity, rasterize
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         parameters = fit(capture, args.gaussians, args.steps, SIZES[args.sh_degree], seed=args.seed)
         ply, picture = args.out / "scene.ply", args.out / "held_out.png"
         write_ply(ply, cloud_of(parameters))
-        psnr, pairs = evaluate(parameters, capture.held_out)
+        psnr, pairs = evaluate(parameters, capture.held_out, capture.camera_model)
         save_picture(picture, np.concatenate(pairs[:4]))
     except (OSError, ValueError) as error:
         print_error(error)
@@ -103,19 +104,24 @@ def fit(capture: Capture, num: int, steps: int, coefficients: int, *, seed: int 
         parameters, optimiser.init(parameters), jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
     take = jax.jit(
-        functools.partial(_step, optimiser=optimiser, rate=mcmc.means_rate(steps, size)),
+        functools.partial(
+            _step,
+            optimiser=optimiser,
+            rate=mcmc.means_rate(steps, size),
+            camera_model=capture.camera_model,
+        ),
         static_argnames="capacity",
         donate_argnums=0,
     )
     move = jax.jit(_relocate, donate_argnums=0)
     views, order = on_device(capture.training), np.zeros(0, np.int32)
-    room = roomy_capacity(parameters, capture.training)
+    room = roomy_capacity(parameters, capture.training, capture.camera_model)
     overflow, moved = jnp.int32(0), 0
     with tqdm(total=steps, unit="step") as bar:
         for step in range(1, steps + 1):
             if not len(order):
-                order = rng.permutation(len(views[0])).astype(np.int32)
-            state, loss, dropped = take(state, *views, order[0], capacity=room)
+                order = rng.permutation(len(views.pictures)).astype(np.int32)
+            state, loss, dropped = take(state, views, order[0], capacity=room)
             order, overflow = order[1:], jnp.maximum(overflow, dropped)
             if step % RELOCATE_EVERY == 0 and FIRST_RELOCATION <= step <= LAST_RELOCATION * steps:
                 state, moved = move(state)
@@ -123,7 +129,10 @@ def fit(capture: Capture, num: int, steps: int, coefficients: int, *, seed: int 
                 bar.set_postfix(loss=f"{float(loss):.4f}", moved=int(moved), refresh=False)
                 bar.update(step - bar.n)
                 if int(overflow):
-                    room = max(2 * room, roomy_capacity(state.parameters, capture.training))
+                    needed = roomy_capacity(
+                        state.parameters, capture.training, capture.camera_model
+                    )
+                    room = max(2 * room, needed)
                     overflow = jnp.int32(0)
     return state.parameters
 
@@ -139,36 +148,35 @@ def scene_size(views: Views) -> float:
     return 1.1 * radius if radius > 0 else 1.0
 
 
-def roomy_capacity(parameters: Parameters, views: Views) -> int:
+def roomy_capacity(parameters: Parameters, views: Views, camera_model: str) -> int:
     """Slots an image that are enough for every view while Gaussians grow by half; a power of two.
 
     So few values are rarely a new program to compile.
     """
     height, width = views.pictures.shape[1:3]
-    gaussians = gaussians_of(parameters)
+    gaussians, size = gaussians_of(parameters), {"width": width, "height": height}
     needed = max(
-        count_capacity(*gaussians, viewmat, K, width=width, height=height)
-        for viewmat, K in zip(views.viewmats, views.Ks, strict=True)
+        count_capacity(*gaussians, **views.camera(view), **size, camera_model=camera_model)
+        for view in range(len(views.pictures))
     )
     return 1 << (3 * needed // 2 - 1).bit_length()
 
 
 def _step(
     state: State,
-    pictures: UInt8[Array, "V H W 3"],
-    viewmats: Float[Array, "V 4 4"],
-    Ks: Float[Array, "V 3 3"],
+    views: Views,
     view: Array,
     *,
     capacity: int,
     optimiser: optax.GradientTransformation,
     rate: optax.Schedule,
+    camera_model: str,
 ) -> tuple[State, Array, Array]:
     """The next state, the loss, and what found no room."""
-    target = pictures[view].astype(jnp.float32) / 255
+    target = views.pictures[view].astype(jnp.float32) / 255
 
     def loss_of(parameters):
-        out = render(parameters, viewmats[view], Ks[view], target.shape[:2], capacity)
+        out = render(parameters, views.camera(view), target.shape[:2], capacity, camera_model)
         return mcmc.loss(parameters, out.color[None], target[None]), out.overflow
 
     (loss, overflow), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
@@ -201,22 +209,28 @@ def harmonics_of(parameters: Parameters) -> Float[Array, "N K 3"]:
 
 
 def render(
-    parameters: Parameters, viewmat: Array, K: Array, shape: tuple[int, int], capacity: int | None
+    parameters: Parameters,
+    camera: dict[str, ArrayLike],
+    shape: tuple[int, int],
+    capacity: int | None,
+    camera_model: str,
 ) -> Render:
-    """One view; `shape` is height and width. What finds no room is counted."""
+    """What `Views.camera` sees; `shape` is height and width. What finds no room is counted."""
     height, width = shape
     return rasterize(
-        *gaussians_of(parameters), None, viewmat, K, sh=harmonics_of(parameters),
-        width=width, height=height, capacity=capacity, overflow="count",
+        *gaussians_of(parameters), None, **camera, camera_model=camera_model,
+        sh=harmonics_of(parameters), width=width, height=height, capacity=capacity,
+        overflow="count",
     )  # fmt: skip
 
 
-def evaluate(parameters: Parameters, views: Views) -> tuple[float, list[np.ndarray]]:
+def evaluate(
+    parameters: Parameters, views: Views, camera_model: str
+) -> tuple[float, list[np.ndarray]]:
     """Mean PSNR in dB, and each picture beside its rendering [H, 2 W, 3]."""
     shape, ratios, pairs = views.pictures.shape[1:3], [], []
-    for picture, viewmat, K in zip(*views, strict=True):
-        camera = jnp.asarray(viewmat, jnp.float32), jnp.asarray(K, jnp.float32)
-        out = render(parameters, *camera, shape, None)
+    for view, picture in enumerate(views.pictures):
+        out = render(parameters, views.camera(view), shape, None, camera_model)
         target, image = picture / 255, np.clip(np.asarray(out.color), 0, 1)
         ratios.append(-10 * np.log10(max(float(np.mean((image - target) ** 2)), 1e-12)))
         pairs.append(np.concatenate([target, image], axis=1))

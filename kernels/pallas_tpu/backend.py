@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
-from kernels.backends import Backend, Blend, Gradients, platform
+from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients, platform
 from kernels.pallas_tpu.composite import blend_tiles, blend_tiles_backward
 from kernels.pallas_tpu.lists import merge, split
 from kernels.pallas_tpu.members import WORD, Split, owners, pack_bits, plan, tile_members
@@ -104,20 +104,15 @@ def _block_members(
     return jnp.stack(words, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("width", "height", "capacity"))
+@functools.partial(jax.jit, static_argnames="frame")
 def tile_lists(
-    splats: Splats,
-    features: Float[Array, "N F"],
-    order: Int[Array, "N"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
+    splats: Splats, features: Float[Array, "N F"], order: Int[Array, "N"], *, frame: Frame
 ) -> TileLists:
     """Lists of the splats of one image, for every tile in order of blocks.
 
-    `order` is theirs by depth; `capacity` is how many entries there is room for.
+    `order` is theirs by depth; `frame.capacity` is how many entries there is room for.
     """
+    width, height, capacity = frame
     num_blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
     rows = chunk_rows(splats, features, order)
     parents = jnp.array([0, rows.shape[0]], jnp.int32)
@@ -166,15 +161,9 @@ def _cut(image: Float[Array, "F H W"], rows: int) -> Float[Array, "tiles rows 25
     )
 
 
-def _forward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-):
+def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Frame):
     """Blend a batch of images. Residuals: order by depth, and the state that ended each pixel."""
+    width, height, _ = frame
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
     channels = features.shape[-1]
 
@@ -182,7 +171,7 @@ def _forward(
         splats, features = inputs
         index = jnp.arange(splats.depths.shape[0], dtype=jnp.int32)
         _, order = lax.sort((splats.depths, index), num_keys=1, is_stable=True)
-        lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
+        lists = tile_lists(splats, features, order, frame=frame)
         blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
         # Whole, or XLA would take channels out of tiles, whose registers they share.
         image = lax.optimization_barrier(_join(blended, width, height))
@@ -194,40 +183,38 @@ def _forward(
 
 
 def _backward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    blend: Blend,
-    residuals,
-    d_features: Float[Array, "images H W F"],
-    d_alpha: Float[Array, "images H W"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-    absgrad: bool,
-) -> Gradients:
-    del blend, absgrad
+    splats: Splats, features: Float[Array, "images N F"], residuals, cotangent: Cotangent, *,
+    frame: Frame, absgrad: bool,
+) -> Gradients:  # fmt: skip
+    width, height, _ = frame
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
     num, channels = features.shape[-2:]
 
     def one_image(inputs):
         splats, features, (order, state), d_image = inputs
-        lists = tile_lists(splats, features, order, width=width, height=height, capacity=capacity)
+        lists = tile_lists(splats, features, order, frame=frame)
         d_tiles = _cut(d_image, lists.splats.shape[1] - GEOMETRY)
         d_rows = blend_tiles_backward(
-            lists.starts, lists.splats, state, d_tiles, blocks_across=across
+            lists.starts, lists.splats, state, d_tiles, blocks_across=across, absgrad=absgrad
         )
         d_rows = merge(merge(d_rows, lists.tiles), lists.blocks)
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
         table = table.T[inverse].T
-        return table[: OPACITY + 1], table[GEOMETRY : GEOMETRY + channels]
+        return table[:GEOMETRY], table[GEOMETRY : GEOMETRY + channels]
 
-    d_images = jnp.concatenate([jnp.moveaxis(d_features, -1, 1), d_alpha[:, None]], axis=1)
+    d_images = jnp.moveaxis(cotangent.features, -1, 1), cotangent.alpha[:, None]
+    d_images = jnp.concatenate(d_images, axis=1)
     geometry, d_features = lax.map(one_image, (splats, features, residuals, d_images))
-    means, cholesky, opacities = jnp.split(jnp.moveaxis(geometry, 1, -1), [2, 5], axis=-1)
-    return Gradients(means, cholesky, opacities[..., 0], jnp.moveaxis(d_features, 1, -1))
+    geometry = jnp.moveaxis(geometry, 1, -1)
+    return Gradients(
+        means=geometry[..., 0:2],
+        cholesky=geometry[..., 2:5],
+        opacities=geometry[..., OPACITY],
+        features=jnp.moveaxis(d_features, 1, -1),
+        absgrad=geometry[..., OPACITY + 1 : GEOMETRY] if absgrad else None,
+    )
 
 
 def _unavailable() -> str | None:

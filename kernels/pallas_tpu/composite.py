@@ -33,23 +33,22 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from kernels.pallas_tpu.products import dot, iota, split_bfloat16, stack, stack_bfloat16, sum_parts
-from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, PIXELS, TILE, TILES
-from kernels.projection import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from kernels.pallas_tpu.quadratics import (
+    absolute_gradients,
+    alphas,
+    coefficients_backward,
+    over_pixels,
+    pixel_basis,
+    tile_centre,
+)
+from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILES
+from kernels.projection import MAX_ALPHA, MIN_TRANSMITTANCE
 from kernels.varying import shape_like
 
 BUFFERS = 4
 
 _LOG_MIN_TRANSMITTANCE = math.log(MIN_TRANSMITTANCE)
 _NEVER = 1e9
-
-
-def _pixel_basis() -> Float[Array, "8 pixels"]:
-    """1, x, y, x^2, xy, y^2 and two rows of zeros; x and y from the tile's centre."""
-    pixel = iota((1, PIXELS), 1)
-    x = (pixel & (TILE - 1)).astype(jnp.float32) - (TILE / 2 - 0.5)
-    y = (pixel >> (TILE.bit_length() - 1)).astype(jnp.float32) - (TILE / 2 - 0.5)
-    zero = jnp.zeros_like(x)
-    return jnp.concatenate([zero + 1, x, y, x * x, x * y, y * y, zero, zero], axis=0)
 
 
 def _triangle(inclusive: bool, upper: bool) -> Array:
@@ -65,38 +64,10 @@ def _running_sum(triangle: Array, x: Float[Array, "128 pixels"]) -> Array:
     return dot(triangle, jnp.concatenate(split_bfloat16(x), axis=0), (1, 0))
 
 
-def _centre(block: Array, tile: Array, blocks_across: int) -> tuple[Array, Array]:
-    """The tile's centre (x, y) in the image, in pixels."""
-    across = BLOCK[0].bit_length() - 1
-    x = lax.rem(block, blocks_across) * BLOCK[0] + (tile & (BLOCK[0] - 1))
-    y = lax.div(block, blocks_across) * BLOCK[1] + (tile >> across)
-    return (x * TILE + TILE // 2).astype(jnp.float32), (y * TILE + TILE // 2).astype(jnp.float32)
-
-
-def _splat_rows(splats: Float[Array, "R 128"], centre: tuple[Array, Array]):
-    """dx, dy, p, q, r, opacity as [1, 128], and u, v: the whitened offset at the tile's centre."""
-    p, q, r, opacity = (splats[i : i + 1] for i in range(2, 6))
-    dx, dy = centre[0] - splats[0:1], centre[1] - splats[1:2]
-    return dx, dy, p, q, r, opacity, p * dx + q * dy, r * dy
-
-
-def _alphas(splats: Float[Array, "R 128"], centre: tuple[Array, Array], basis3: Array):
-    """exp(log(opacity) - sigma) and alpha (0 where skipped), [128, 256] each."""
-    _, _, p, q, r, opacity, u, v = _splat_rows(splats, centre)
-    # sigma = ((u + p x + q y)^2 + (v + r y)^2) / 2 at offset (x, y) from the tile's centre.
-    constant = jnp.log(jnp.maximum(opacity, 1e-30)) - 0.5 * (u * u + v * v)
-    zero = jnp.zeros_like(u)
-    coefficients = [constant, -u * p, -(u * q + v * r)]
-    coefficients += [-0.5 * p * p, -p * q, -0.5 * (q * q + r * r), zero, zero]
-    peak = jnp.exp(dot(stack_bfloat16(jnp.concatenate(coefficients, axis=0)), basis3, (0, 0)))
-    alpha = jnp.minimum(peak, MAX_ALPHA)
-    return peak, jnp.where(peak >= MIN_ALPHA, alpha, 0.0)
-
-
 def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_across, features):
     block = pl.program_id(0)
     first, end = starts[block * TILES], starts[(block + 1) * TILES]
-    basis3 = jnp.concatenate([_pixel_basis()] * 3, axis=0).astype(jnp.bfloat16)
+    basis3 = jnp.concatenate([pixel_basis()] * 3, axis=0).astype(jnp.bfloat16)
     earlier = _triangle(inclusive=True, upper=False)
     place = iota((CHUNK, PIXELS), 0)
 
@@ -108,7 +79,7 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
         pl.when(first + ahead < end)(lambda ahead=ahead: fetch(first + ahead).start())
 
     def blend_tile(tile, _):
-        centre = _centre(block, tile, blocks_across)
+        centre = tile_centre(block, tile, blocks_across)
         start = starts[block * TILES + tile]
 
         def blend_chunk(chunk, carry):
@@ -118,7 +89,7 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
             def work(carry):
                 total, log_t, log_t_end, stop = carry
                 rows = buffer[lax.rem(chunk, BUFFERS)]
-                _, alpha = _alphas(rows, centre, basis3)
+                _, alpha = alphas(rows, centre, basis3)
                 loss = jnp.log(1.0 - alpha)
                 after = log_t + _running_sum(earlier, loss)
                 alive = after > _LOG_MIN_TRANSMITTANCE
@@ -155,11 +126,12 @@ def _forward_kernel(starts, splats, out, state, buffer, semaphores, *, blocks_ac
 
 
 def _backward_kernel(
-    starts, splats, state, cotangent, gradient, buffer, results, fetches, stores, *, blocks_across
-):
+    starts, splats, state, cotangent, gradient, buffer, results, fetches, stores, *, blocks_across,
+    absgrad,
+):  # fmt: skip
     block = pl.program_id(0)
     first, end = starts[block * TILES], starts[(block + 1) * TILES]
-    basis = _pixel_basis()
+    basis = pixel_basis()
     basis3 = jnp.concatenate([basis] * 3, axis=0).astype(jnp.bfloat16)
     basis = basis.astype(jnp.bfloat16)
     earlier = _triangle(inclusive=True, upper=False)
@@ -179,7 +151,7 @@ def _backward_kernel(
 
     def tile_backward(tiles_done, _):
         tile = TILES - 1 - tiles_done
-        centre = _centre(block, tile, blocks_across)
+        centre = tile_centre(block, tile, blocks_across)
         start, stop_chunk = starts[block * TILES + tile], starts[block * TILES + tile + 1]
         log_t_end, stop = state[tile, 0:1], state[tile, 1:2]
         d_out = cotangent[tile]
@@ -199,7 +171,7 @@ def _backward_kernel(
             def work(carry):
                 log_t, behind = carry
                 rows = buffer[slot]
-                peak, alpha = _alphas(rows, centre, basis3)
+                peak, alpha = alphas(rows, centre, basis3)
                 alpha = jnp.where((place + offset).astype(jnp.float32) < stop, alpha, 0.0)
                 loss = jnp.log(1.0 - alpha)
                 taken = _running_sum(earlier, loss)
@@ -220,11 +192,12 @@ def _backward_kernel(
                 d_features = sum(
                     sum_parts(dot(d_out3, part, (1, 1))) for part in split_bfloat16(weight)[::-1]
                 )
-                d_coefficients = sum(
-                    dot(basis, part, (1, 1)) for part in split_bfloat16(d_power)[::-1]
-                )
-                d_splats = _coefficients_backward(rows, centre, d_coefficients)
-                results[slot] = jnp.concatenate([d_splats, d_features], axis=0)
+                d_splats = coefficients_backward(rows, centre, over_pixels(basis, d_power))
+                if absgrad:
+                    absolute = absolute_gradients(rows, centre, d_power, basis, basis3)
+                else:
+                    absolute = [jnp.zeros_like(row) for row in d_splats[:2]]
+                results[slot] = jnp.concatenate([*d_splats, *absolute, d_features], axis=0)
                 return log_t_start, after[0:1] + shaded[0:1]
 
             def skip(carry):
@@ -242,21 +215,6 @@ def _backward_kernel(
     lax.fori_loop(0, TILES, tile_backward, 0)
     for ahead in range(BUFFERS):
         pl.when(first + ahead < end)(lambda ahead=ahead: store(first + ahead).wait())
-
-
-def _coefficients_backward(splats, centre, d: Float[Array, "8 128"]) -> Float[Array, "8 128"]:
-    """Gradients of x, y, p, q, r, opacity from those of the six coefficients in `_alphas`."""
-    dx, dy, p, q, r, opacity, u, v = _splat_rows(splats, centre)
-    d1, d_x, d_y, d_xx, d_xy, d_yy = (d[i : i + 1] for i in range(6))
-    d_u = -(u * d1 + p * d_x + q * d_y)
-    d_v = -(v * d1 + r * d_y)
-    d_p = d_u * dx - (u * d_x + p * d_xx + q * d_xy)
-    d_q = d_u * dy - (u * d_y + p * d_xy + q * d_yy)
-    d_r = d_v * dy - (v * d_y + r * d_yy)
-    d_opacity = d1 / jnp.maximum(opacity, MIN_ALPHA)
-    zero = jnp.zeros_like(d1)
-    d_mean = [-d_u * p, -(d_u * q + d_v * r)]
-    return jnp.concatenate([*d_mean, d_p, d_q, d_r, d_opacity, zero, zero], axis=0)
 
 
 def _tile_rows(rows: int) -> pl.BlockSpec:
@@ -312,12 +270,17 @@ def blend_tiles_backward(
     cotangent: Float[Array, "ends-1 R-8 256"],
     *,
     blocks_across: int,
+    absgrad: bool,
 ) -> Float[Array, "chunks R 128"]:
-    """Gradients of the `splats` of `blend_tiles`, laid out alike (chunks of no tile: undefined)."""
+    """Gradients of the `splats` of `blend_tiles`, laid out alike (chunks of no tile: undefined).
+
+    With `absgrad` the absolute ones of x and y are in the two rows that `blend_tiles` doesn't read,
+    which are zeros without.
+    """
     rows = splats.shape[1]
     tiles = starts.shape[0] - 1
     return pl.pallas_call(
-        functools.partial(_backward_kernel, blocks_across=blocks_across),
+        functools.partial(_backward_kernel, blocks_across=blocks_across, absgrad=absgrad),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(tiles // TILES,),

@@ -9,6 +9,7 @@ TILES = BLOCK[0] * BLOCK[1]
 CHUNK = 128
 """Splats that are blended at a time: the lanes of a register."""
 GEOMETRY = 8
-"""Rows of a chunk before the features: x, y, p, q, r, opacity and two that aren't read."""
+"""Rows of a chunk before the features: x, y, p, q, r, opacity and two that aren't read, whose
+gradients are x's and y's absolute ones."""
 OPACITY = 5
 """Which of them is the opacity; means and Cholesky factors come before."""

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import binning
-from kernels.backends import Backend, Blend, Gradients
+from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients
 from kernels.binning import Bins
 from kernels.projection import MAX_ALPHA, MIN_TRANSMITTANCE, Splats
 from kernels.xla.tiles import (
@@ -55,17 +55,12 @@ class Residuals(NamedTuple):
 
 
 def forward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
+    splats: Splats, features: Float[Array, "images N F"], *, frame: Frame
 ) -> tuple[Blend, Residuals]:
     """See `backends.Backend`."""
-    binning.check_rows(len(splats.depths), capacity)
-    bins = _sort(splats, width=width, height=height, capacity=capacity)
-    blend = functools.partial(_blend, width=width, height=height)
+    binning.check_rows(len(splats.depths), frame.capacity)
+    bins = _sort(splats, frame)
+    blend = functools.partial(_blend, width=frame.width, height=frame.height)
     blended, alpha, transmittance, reached = lax.platform_dependent(
         make_table(splats, features),
         bins,
@@ -76,20 +71,11 @@ def forward(
 
 
 def backward(
-    splats: Splats,
-    features: Float[Array, "images N F"],
-    blend: Blend,
-    residuals: Residuals,
-    d_features: Float[Array, "images H W F"],
-    d_alpha: Float[Array, "images H W"],
-    *,
-    width: int,
-    height: int,
-    capacity: int,
-    absgrad: bool,
-) -> Gradients:
+    splats: Splats, features: Float[Array, "images N F"], residuals: Residuals,
+    cotangent: Cotangent, *, frame: Frame, absgrad: bool,
+) -> Gradients:  # fmt: skip
     """See `backends.Backend`."""
-    del blend, width, height, capacity
+    del frame
     num = splats.depths.shape[1]
     # XLA adds duplicate indices in order on a CPU, but in any order on accelerators: there each
     # intersection has its own row, which are summed in a fixed order afterwards.
@@ -97,8 +83,7 @@ def backward(
     gradients = lax.platform_dependent(
         make_table(splats, features),
         residuals,
-        d_features,
-        d_alpha,
+        *cotangent,
         cpu=functools.partial(differentiate, block=CPU_BLOCK, add=True),
         default=functools.partial(differentiate, block=BLOCK, add=False),
     )
@@ -110,8 +95,9 @@ def backward(
     return Gradients(means, cholesky, opacities[..., 0], d_features, absolute if absgrad else None)
 
 
-def _sort(splats: Splats, *, width: int, height: int, capacity: int) -> Bins:
+def _sort(splats: Splats, frame: Frame) -> Bins:
     """Sorted intersections; of the capacity, no more than twice of what is needed costs time."""
+    width, height, capacity = frame
     size = {"width": width, "height": height, "tile": TILE}
 
     def sort(splats, slots):
@@ -285,4 +271,4 @@ def _differentiate(
     return rearrange(jax.vmap(binning.sum_by_splat)(gradients, bins), "b n d -> (b n) d")
 
 
-BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None, has_absgrad=True)
+BACKEND = Backend("xla", forward, backward, TILE, unavailable=lambda: None)

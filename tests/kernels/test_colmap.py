@@ -100,9 +100,46 @@ def test_whatever_is_cut_or_overwritten_is_a_sentence_that_names_the_file(binary
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "kind", "radial", "tangential"),
+    [
+        ("PINHOLE 5 5 3 4", "SIMPLE_RADIAL 5 3 4 0", "pinhole", [[], []], [[], []]),
+        (
+            "SIMPLE_RADIAL 5 3 4 .1", "RADIAL 5 3 4 .2 .3", "pinhole",
+            [[0.1, 0], [0.2, 0.3]], [[], []],
+        ),
+        (
+            "OPENCV 5 5 3 4 .1 .2 0 .4", "FULL_OPENCV 5 5 3 4 1 2 .1 .2 3 4 5 6", "pinhole",
+            [[0.1, 0.2, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], [[0, 0.4], [0.1, 0.2]],
+        ),
+        (
+            "OPENCV_FISHEYE 5 5 3 4 .1 .2 .3 .4", "SIMPLE_RADIAL_FISHEYE 5 3 4 .5", "fisheye",
+            [[0.1, 0.2, 0.3, 0.4], [0.5, 0, 0, 0]], [[], []],
+        ),
+    ],
+)  # fmt: skip
+def test_lenses_are_the_rasterizers(text, first, second, kind, radial, tangential):
+    cameras = [line.split(maxsplit=1) for line in (first, second)]
+    (text / "cameras.txt").write_text(
+        "".join(f"{i} {n} 64 48 {p}\n" for i, (n, p) in zip((7, 1), cameras, strict=True))
+    )
+    model = colmap.read_model(text)
+    assert model.camera_model == kind
+    assert model.radial_coeffs.tolist() == radial
+    assert model.tangential_coeffs.tolist() == tangential
+    for K in model.Ks:
+        np.testing.assert_array_equal(K, [[5, 0, 3], [0, 5, 4], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cameras", "1 OPENCV 64 48 5 5 3 3 0 0 0 0\n", "is OPENCV; expected PINHOLE .*undistort"),
+        ("cameras", "1 FOV 64 48 5 5 3 3 1\n", "is FOV; expected another model: undistort"),
+        ("cameras", "1 NEW 64 48 5 5 3 3\n", "expected a model and its parameters"),
+        (
+            "cameras",
+            "1 OPENCV 64 48 5 5 3 3 0 0 0 0\n7 RADIAL_FISHEYE 64 48 5 3 3 0 0\n",
+            "some cameras are fisheyes and others not; expected one kind",
+        ),
         ("cameras", "1 PINHOLE 64 48 5 5 3\n", "expected a model and its parameters"),
         ("cameras", "1 PINHOLE 64 48 a 5 3 3\n", "expected numbers"),
         ("cameras", "1 PINHOLE 64 48 nan 5 3 3\n", "focal lengths over 0"),

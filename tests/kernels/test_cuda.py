@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
 import kernels
 from kernels import binning, blending, rasterize, rasterizer
+from kernels.backends import Frame
 from kernels.cuda import BACKEND, backend, build
 from kernels.cuda.backend import TILE
 from kernels.projection import MIN_ALPHA
@@ -61,8 +64,19 @@ def test_images_and_gradients_are_the_oracles(channels, width, height, antialias
     check_against_oracle(scenes, seed, antialiased=antialiased, capacity=4000, **size)
 
 
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(seed):
+    check_edges_of_capacity(seed, images=11, tile=TILE, slots=90, capacity=90, **SMALL)
+
+
 def test_gradients_behind_bright_splats_keep_their_digits():
     check_gradients_behind_bright_splats()
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles(channels):
+    check_gradients_of_projected_means(channels)
 
 
 @pytest.mark.parametrize("num", [1, 2, 300])
@@ -96,7 +110,7 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
     width, height, capacity = 64, 48, 20_000
     splats, features = project(3, num=60, width=width, height=height)
     _, (slots, owners, ranges, *_) = BACKEND.forward(
-        splats, features, width=width, height=height, capacity=capacity
+        splats, features, frame=Frame(width, height, capacity)
     )
     slots, owners, ranges = (np.asarray(a) for a in (slots.ravel(), owners.ravel(), ranges))
     images, num = splats.depths.shape
@@ -127,8 +141,8 @@ def test_tiles_list_all_that_reaches_them_and_little_else():
 
 
 def test_what_does_not_fit_the_capacity_is_counted_and_is_the_farthest():
-    scenes = random_scenes(5, images=1, num=40, channels=3, **SMALL)
-    splats, _ = project(5, images=1, num=40, **SMALL)
+    scenes = random_scenes(10, images=1, num=40, channels=3, **SMALL)
+    splats, _ = project(10, images=1, num=40, **SMALL)
     nearest = np.argsort(splats.depths[0], kind="stable")[:20]
     slots = np.prod(binning.tile_boxes(jax.tree.map(lambda a: a[0], splats), 21, 18, TILE)[1], -1)
     needed, room = slots.sum(), slots[nearest].sum()
@@ -197,7 +211,7 @@ def test_gradients_flow_under_shard_map():
 def test_too_many_intersections_for_an_int32_is_an_error_that_says_so():
     splats, features = project(9, images=3, num=2, **SMALL)
     with pytest.raises(ValueError, match=r"capacity is 1000000000 for 3 images.*2\^31"):
-        BACKEND.forward(splats, features, capacity=1_000_000_000, **SMALL)
+        BACKEND.forward(splats, features, frame=Frame(**SMALL, capacity=1_000_000_000))
 
 
 def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch, tmp_path):
@@ -245,4 +259,4 @@ def test_nvcc_compiles_the_library_and_xla_lowers_to_it(monkeypatch, tmp_path):
     )
     text = loss.trace(scenes).lower(lowering_platforms=("cuda",)).as_text()
     # 41 features are two widths, 32 and 16.
-    assert [text.count(f"@{name}(") for name in backend.TARGETS] == [1, 2, 2]
+    assert [text.count(f"@{name}(") for name in backend.TARGETS] == [1, 2, 2, 0]

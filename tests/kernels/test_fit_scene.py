@@ -1,6 +1,7 @@
 """The example: Gaussians become a scene, by 3DGS-MCMC."""
 
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from PIL import Image
 
 from kernels import rasterize
 from kernels.examples import captures, fit_scene, mcmc
-from kernels.ply import read_ply
+from kernels.ply import SH_C0, read_ply
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,48 @@ def test_a_capture_is_fitted_and_its_ply_renders_as_it(
     pair = np.asarray(Image.open(tmp_path / "out" / "held_out.png"))[:24] / 255
     np.testing.assert_allclose(pair[:, :24], held_out.pictures[0] / 255, atol=1e-6)
     np.testing.assert_allclose(pair[:, 24:], np.clip(again.color, 0, 1), atol=0.004)
+
+
+@pytest.mark.parametrize(
+    ("line", "coeffs"),
+    [
+        ("OPENCV 24 24 28.8 28.8 12 12 -0.3 0.1 0.02 0.03", ([-0.3, 0.1], [0.02, 0.03])),
+        ("OPENCV_FISHEYE 24 24 28.8 28.8 12 12 -0.3 0.1 0.2 0", ([-0.3, 0.1, 0.2], [])),
+    ],
+)
+def test_pictures_through_lenses_that_distort_are_fitted_as_they_are(
+    capture_folder, tmp_path, line, coeffs
+):
+    """The Gaussians that made the pictures look like them, and training goes on from there."""
+    shutil.copytree(capture_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "sparse" / "0" / "cameras.txt").write_text(f"1 {line}\n")
+    capture = captures.read_capture(tmp_path, 24)
+    balls = captures._balls(np.random.default_rng(0))
+    radial, tangential = (np.float32(a) for a in coeffs)
+    model = "fisheye" if "FISHEYE" in line else "pinhole"
+    out = rasterize(
+        *balls, np.float32(capture.held_out.viewmats), np.float32(capture.held_out.Ks),
+        radial_coeffs=radial, tangential_coeffs=tangential, camera_model=model,
+        width=24, height=24,
+    )  # fmt: skip
+    held_out = capture.held_out._replace(pictures=np.uint8(np.clip(out.color, 0, 1) * 255 + 0.5))
+    means, quats, scales, opacities, colors = balls
+    parameters = {
+        **{"means": means, "quats": quats, "scales": np.log(scales)},
+        "opacities": np.log(opacities / (1 - opacities)),
+        "sh0": (colors[:, None] - 0.5) / SH_C0,
+        "shN": np.zeros((len(means), 0, 3), np.float32),
+    }
+    parameters = {name: jnp.asarray(a, jnp.float32) for name, a in parameters.items()}
+    psnr, _ = fit_scene.evaluate(parameters, held_out, capture.camera_model)
+    straight, _ = fit_scene.evaluate(parameters, capture.held_out, capture.camera_model)
+    assert psnr > 45 > 35 > straight
+    start = mcmc.start(capture.points, capture.colors, 100, 1, np.random.default_rng(0))
+    fitted = fit_scene.fit(capture._replace(training=held_out), 100, 20, 1)
+    before, after = (
+        fit_scene.evaluate(p, held_out, capture.camera_model)[0] for p in (start, fitted)
+    )
+    assert after > before
 
 
 @pytest.mark.slow

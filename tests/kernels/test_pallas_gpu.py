@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import re
 import shutil
 
 import jax
@@ -17,11 +18,14 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 from jax.sharding import PartitionSpec as P
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
 from kernels import pallas_gpu, rasterize, rasterizer
+from kernels.backends import Cotangent, Frame
 from kernels.bench.scenes import Scene
 from kernels.pallas_gpu import BACKEND
 from kernels.projection import Splats
@@ -57,17 +61,18 @@ def test_any_number_of_channels(channels):
     check_against_oracle(scenes, channels, antialiased=True, capacity=96, **SMALL)
 
 
+@settings(max_examples=2, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(seed):
+    check_edges_of_capacity(seed, images=11, tile=pallas_gpu.TILE, slots=64, capacity=64, **SMALL)
+
+
 def test_gradients_behind_bright_splats_keep_their_digits():
     check_gradients_behind_bright_splats()
 
 
-def test_overflow_is_counted():
-    scenes = random_scenes(4, images=2, num=24, channels=3, **SMALL)
-    needed = rasterize(*scenes, capacity=1, **SMALL).overflow + 1
-    room = int(needed.max()) - 5
-    out = rasterize(*scenes, capacity=room, **SMALL)
-    assert room > 0
-    np.testing.assert_array_equal(out.overflow, np.maximum(needed - room, 0))
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles():
+    check_gradients_of_projected_means()
 
 
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
@@ -77,6 +82,22 @@ def lowered(function, *args):
     """Text of `function` lowered for an H100, which need not be here."""
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=H100)):
         return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_more_images_than_cuda_has_rows_of_programs_are_launched():
+    """A grid's second and third axes end at 65,535; JAX counts what is longer along the first."""
+    images, frame = 70_000, Frame(width=16, height=8, capacity=4)
+    rows = [(2,), (3,), (), (), (2,)]
+    *fields, features = (jax.ShapeDtypeStruct((images, 1, *row), jnp.float32) for row in rows)
+    forward = functools.partial(BACKEND.forward, frame=frame)
+    backward = functools.partial(BACKEND.backward, frame=frame, absgrad=False)
+    inputs = Splats(*fields), features
+    blend, residuals = jax.eval_shape(forward, *inputs)
+    cotangent = Cotangent(blend.features, blend.alpha)
+    texts = lowered(forward, *inputs), lowered(backward, *inputs, residuals, cotangent)
+    grids = [re.findall(r"grid_[xyz] = (\d+)", text) for text in texts]
+    tiles = ["140000", "1", "1"]
+    assert grids == [tiles, [*tiles, "70000", "1", "1"]]
 
 
 H100_CONFIG = """
@@ -128,13 +149,14 @@ def h100():
 def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, channels, absgrad):
     if shutil.which("ptxas") is None:
         pytest.skip("NVIDIA's assembler, ptxas, is not on PATH; install the CUDA toolkit")
-    settings = {"width": 40, "height": 30, "capacity": 500}
-    forward = functools.partial(BACKEND.forward, **settings)
-    backward = functools.partial(BACKEND.backward, absgrad=absgrad, **settings)
+    frame = Frame(width=40, height=30, capacity=500)
+    forward = functools.partial(BACKEND.forward, frame=frame)
+    backward = functools.partial(BACKEND.backward, frame=frame, absgrad=absgrad)
     rows = [(2,), (3,), (), (), (channels + 1,)]
     *fields, features = (jax.ShapeDtypeStruct((2, 20, *row), jnp.float32) for row in rows)
     inputs = Splats(*fields), features
-    blend, bins = jax.eval_shape(forward, *inputs)
+    blend, residuals = jax.eval_shape(forward, *inputs)
+    cotangent = Cotangent(blend.features, blend.alpha)
 
     def kernels(function, *shapes, **options):
         on_gpu = jax.sharding.SingleDeviceSharding(h100)
@@ -143,7 +165,7 @@ def test_kernels_compile_for_an_h100_and_the_gradients_fit_its_registers(h100, c
 
     assert kernels(forward, *inputs) == 1
     fit = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
-    assert kernels(backward, *inputs, blend, bins, blend.features, blend.alpha, **fit) == 2
+    assert kernels(backward, *inputs, residuals, cotangent, **fit) == 2
 
 
 def gradient_of_each(scenes):

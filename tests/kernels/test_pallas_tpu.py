@@ -16,7 +16,9 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
@@ -24,6 +26,7 @@ from kernels import backends, rasterize
 from kernels.bench import scenes, tpu_costs
 from kernels.pallas_tpu import lists as tpu_lists
 from kernels.pallas_tpu import members as tpu_members
+from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.sizes import CHUNK
 
 SIZE = {"width": 150, "height": 20}
@@ -47,13 +50,19 @@ def interpreter(backend):
 
 
 def test_images_and_gradients_are_the_oracles(interpreter):
-    batch = random_scenes(0, images=5, num=NUM, channels=3, **SIZE)
+    # Stack, needles, faint, bright and ties.
+    batch = random_scenes(29, images=5, num=NUM, channels=3, **SIZE)
     check_against_oracle(batch, 0, capacity=CAPACITY, **SIZE)
 
 
 @pytest.mark.slow
 def test_gradients_behind_bright_splats_keep_their_digits(interpreter):
     check_gradients_behind_bright_splats()
+
+
+@pytest.mark.slow
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles(interpreter):
+    check_gradients_of_projected_means()
 
 
 @pytest.mark.slow
@@ -122,12 +131,11 @@ def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     np.testing.assert_allclose(merged[:3], expected, atol=1e-5)
 
 
-def test_what_does_not_fit_is_counted(interpreter):
-    batch = random_scenes(9, images=2, num=NUM, channels=1, **SIZE)
-    render = jax.jit(rasterize, static_argnames=("width", "height", "capacity"))
-    cut = render(*batch, **SIZE, capacity=1)
-    assert np.any(cut.overflow)
-    assert np.isfinite(cut.color).all()
+@pytest.mark.slow
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(interpreter):
+    """A capacity of 1 has a chunk for every block of tiles."""
+    size = {"width": 20, "height": 18}
+    check_edges_of_capacity(36, images=3, tile=BLOCK_PIXELS, slots=CHUNK, capacity=1, **size)
 
 
 def test_kernels_lower_under_shard_map_that_checks_what_varies(backend):
@@ -176,28 +184,30 @@ def test_compiling_needs_the_libtpu_of_this_jax(monkeypatch, found):
         tpu_costs.compile_ahead("v5e", 1)
 
 
-def compiled_bytes(chip: str, images: int, **options) -> int:
-    """Memory that `tpu_costs.compile_ahead` says is needed; in a process that libtpu stays in."""
+def run_with_libtpu(program: str, **options) -> str:
+    """The last line that a program prints, in a process of its own that libtpu stays in."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
-    program = (
-        "import json, sys; from kernels.bench import tpu_costs\n"
-        "options = json.loads(sys.argv[1])\n"
-        "compiled = tpu_costs.compile_ahead(**options)\n"
-        "memory = compiled.memory_analysis()\n"
-        "print(memory.temp_size_in_bytes + memory.argument_size_in_bytes\n"
-        "    + memory.output_size_in_bytes)"
-    )
-    arguments = json.dumps(dict(chip=chip, images=images, **options))
+    program = "import json, sys; options = json.loads(sys.argv[1])\n" + program
     done = subprocess.run(
-        [sys.executable, "-c", program, arguments],
+        [sys.executable, "-c", program, json.dumps(options)],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return int(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+def compiled_bytes(**options) -> int:
+    """Memory that `tpu_costs.compile_ahead` says is needed."""
+    program = """
+from kernels.bench import tpu_costs
+memory = tpu_costs.compile_ahead(**options).memory_analysis()
+print(memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes)
+"""
+    return int(run_with_libtpu(program, **options))
 
 
 @pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--chip=v5e", 2)])
@@ -208,11 +218,35 @@ def test_the_command_looks_at_its_arguments_before_it_compiles(option, status, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chip", "images"), [("v5e", 100), ("v5e", 1), ("v6e", 100)])
-def test_batches_compile_ahead(chip, images):
-    assert compiled_bytes(chip, images) < tpu_costs.CHIPS[chip].memory
+@pytest.mark.parametrize("chip", tpu_costs.CHIPS)
+def test_batches_with_harmonics_compile_ahead(chip):
+    assert compiled_bytes(chip=chip, images=100, sh_degree=3) < tpu_costs.CHIPS[chip].memory
 
 
 @pytest.mark.slow
 def test_images_mapped_over_a_mesh_compile_ahead():
-    assert compiled_bytes("v5e", images=2, devices=4) < tpu_costs.CHIPS["v5e"].memory
+    assert compiled_bytes(chip="v5e", images=1, devices=4) < tpu_costs.CHIPS["v5e"].memory
+
+
+@pytest.mark.slow
+def test_absolute_gradients_compile_ahead():
+    program = """
+import jax, jax.numpy as jnp
+from kernels import backends, blend
+from kernels.bench import tpu_costs
+from kernels.projection import Splats
+
+def loss(means, cholesky, opacities, depths, colors, absgrad):
+    splats = Splats(means, cholesky, opacities, depths)
+    size = {"width": 128, "height": 128}
+    return blend(splats, colors, absgrad=absgrad, overflow="count", **size).color.sum()
+
+rows = [(2,), (3,), (), (), (3,), (2,)]
+device = tpu_costs.topology_devices("v5e:2x2")[0]
+place = jax.sharding.SingleDeviceSharding(device)
+inputs = [jax.ShapeDtypeStruct((1000, *row), jnp.float32, sharding=place) for row in rows]
+with backends.compiling_for("tpu"):
+    lowered = jax.jit(jax.grad(loss, argnums=5)).lower(*inputs)
+print(lowered.compile().as_text().count("blend_tiles_backward"))
+"""
+    assert int(run_with_libtpu(program)) > 0

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenes import (
     check_against_oracle,
+    check_edges_of_capacity,
     check_gradients_behind_bright_splats,
+    check_gradients_of_projected_means,
     random_scenes,
 )
 
 from kernels import count_capacity, oracle, project, rasterize, rasterizer
+from kernels.backends import Frame
 from kernels.bench import scenes
 from kernels.xla import backend as xla
 from kernels.xla.tiles import make_table
@@ -42,8 +45,18 @@ def test_images_and_gradients_are_the_oracles(channels, width, height, antialias
     check_against_oracle(batch, seed, antialiased=antialiased, capacity=None, **size)
 
 
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_fills_the_capacity_is_drawn_and_what_is_over_it_is_counted(seed):
+    check_edges_of_capacity(seed, images=11, tile=xla.TILE, slots=90, capacity=90, **SMALL)
+
+
 def test_gradients_behind_bright_splats_keep_their_digits():
     check_gradients_behind_bright_splats()
+
+
+def test_gradients_of_projected_means_and_their_absolute_sums_are_the_oracles():
+    check_gradients_of_projected_means()
 
 
 @pytest.mark.parametrize("num", [1, 300])
@@ -69,10 +82,10 @@ def test_an_avatar_is_the_oracles():
 def test_gradients_have_the_same_bits_every_time_and_for_accelerators_sum():
     """The sum for accelerators, which may not add in any order, is that of the CPU's in order."""
     batch = random_scenes(3, images=3, num=60, channels=3, **SMALL)
-    size = {**SMALL, "capacity": 2000}
     splats = project(*batch[:4], *batch[5:], **SMALL)
     features = jnp.concatenate([batch.colors, splats.depths[..., None]], -1)
-    blend, residuals = jax.jit(functools.partial(xla.forward, **size))(splats, features)
+    forward = functools.partial(xla.forward, frame=Frame(**SMALL, capacity=2000))
+    blend, residuals = jax.jit(forward)(splats, features)
     rng = np.random.default_rng(0)
     cotangents = [
         jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in (blend.features, blend.alpha)
