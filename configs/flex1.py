@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
                 # pixels about these points of the head, in metres, count 1 + weight in l1 and mse
                 dict(
                     weight=0.0,
-                    radius=0.009,
+                    radius=0.012,
                     points=((0.0315, 0.022, 0.05), (-0.0315, 0.022, 0.05)),  # the eyes
                 )
             ),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from data_pipelines.frame import EXPRESSION_PARTS, EXPRESSION_SIZE, SOURCES, neutral_code
 from flexavatar_jax.model.attention import JointTransformer, linear
 
-SPREAD = {"exp": 1.0, "eyes": 0.2, "eyelids": 0.3, "neck": 0.2, "jaw": 0.1, "R": 1.0, "t": 1.0}
+SPREAD = {"exp": 1.0, "eyes": 0.1, "eyelids": 0.3, "neck": 0.2, "jaw": 0.1, "R": 1.0, "t": 1.0}
 """About how far the numbers of a code's parts stray from a relaxed face's.
 
 Head pose, R and t, moves nothing in the head frame, and is left as it is.
