@@ -24,7 +24,7 @@ PEOPLE = {
 
 
 def test_sinks_make_better_heads_than_one_sink_for_both_sources(tmp_path):
-    """Monocular tracking errs, and the model is asked for people as captures have them."""
+    """Portraits are tracked as monocular clips are, and avatars held to captures."""
     people = [f"--{name}={value}" for name, value in PEOPLE.items()]
     assert prepare(["procedural", "--out", str(tmp_path / "data"), *people]) == 0
     found = {}
@@ -43,4 +43,4 @@ def test_sinks_make_better_heads_than_one_sink_for_both_sources(tmp_path):
         config.log.images_every = config.checkpoint.every = 300
         assert train(config, tmp_path / str(sinks)) == 0
         found[sinks] = read_metrics(tmp_path / str(sinks))[-1]["eval_psnr"]
-    assert found[True] > found[False] + 0.5
+    assert found[True] > found[False] + 1.0
