@@ -111,11 +111,16 @@ def kept(attended: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
     The backward pass has no use for it, so that nothing of attention is computed again then. What
     is kept is its bits: JAX rounds kept floating-point numbers once more, in a pass of its own.
     """
+    return _named(attended)
+
+
+def _named(attended):
     bits = jax.lax.bitcast_convert_type(attended, f"uint{8 * attended.dtype.itemsize}")
     return jax.lax.bitcast_convert_type(checkpoint_name(bits, ATTENDED), attended.dtype)
 
 
-kept.defvjp(lambda attended: (kept(attended), None), lambda _, cotangent: (cotangent,))
+# Forward not by `kept` itself: names within a custom_vjp are hidden.
+kept.defvjp(lambda attended: (_named(attended), None), lambda _, cotangent: (cotangent,))
 
 
 def _heads_together(heads: int, width: int) -> int:
