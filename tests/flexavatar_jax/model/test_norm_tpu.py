@@ -88,9 +88,10 @@ def test_each_device_norms_its_own_examples(on_tpu):
 
     text = str(jax.jit(both).trace(*args).jaxpr)
     assert text.count("shard_map[") == text.count("pallas_call[") == 2
-    here = with_gradients(lambda *a: kernels(*a, beside=True), args, weights)
-    for a, b in zip(jax.tree.leaves(both(*args)), jax.tree.leaves(here), strict=True):
-        np.testing.assert_array_equal(a, b)
+    found = jax.jit(both)(*args)
+    expected = with_gradients(lambda *a: kernels(*a, beside=True), args, weights)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b)
 
 
 def test_kernels_say_at_least_what_the_compiler_counts():
