@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.model import attention_tpu, products
+from flexavatar_jax.model import attention_tpu, norm_tpu, products
 from kernels import backends
 
 MLP_RATIO = 4
@@ -47,7 +47,7 @@ def linear(
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
     """A linear layer whose kernel's dimensions carry the logical names `axes`."""
-    return nnx.Linear(
+    return products.Linear(
         features_in,
         features_out,
         use_bias=use_bias,
@@ -59,10 +59,30 @@ def linear(
     )
 
 
+class LayerNorm(nnx.LayerNorm):
+    """With kernels of its own on TPUs."""
+
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        return self._on_tpu(x)[0] if self._fits(x) else super().__call__(x)
+
+    def beside(self, x: Float[Array, "*b D"]) -> tuple[Float[Array, "*b D"], Float[Array, "*b D"]]:
+        """`x` normed and as it is, for what goes past the norm: gradients then meet in one pass."""
+        return self._on_tpu(x, beside=True) if self._fits(x) else (super().__call__(x), x)
+
+    def _fits(self, x: Array) -> bool:
+        return backends.platform() == "tpu" and norm_tpu.fits(x)
+
+    def _on_tpu(self, x: Array, *, beside: bool = False) -> tuple[Array, ...]:
+        scale, bias = (p if p is None else p[...] for p in (self.scale, self.bias))
+        return norm_tpu.layer_norm(
+            x, scale, bias, epsilon=self.epsilon, dtype=self.dtype, beside=beside
+        )
+
+
 def layer_norm(
     features: int, *, epsilon: float = 1e-5, affine: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
+) -> LayerNorm:
+    return LayerNorm(
         features,
         epsilon=epsilon,
         use_scale=affine,
@@ -101,7 +121,8 @@ def attend(
         norm = norms and attention_tpu.Norm(
             norms.queries.scale[...], tuple(n.scale[...] for n in norms.keys)
         )
-        return attention_tpu.attend(q, k, v, norm, heads=heads, epsilon=HEAD_NORM_EPSILON)
+        out = attention_tpu.attend(q, k, v, norm, heads=heads, epsilon=HEAD_NORM_EPSILON)
+        return attention_tpu.kept(out)
     q = _split_heads(q, heads)
     k, v = ([_split_heads(x, heads) for x in xs] for xs in (k, v))
     if norms:
@@ -206,10 +227,11 @@ class CausalBlock(nnx.Module):
         self.mlp = MLP(width, tanh=False, dtype=dtype, kernel_init=GPT_INIT, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        y = self.attention_norm(x)
+        y, x = self.attention_norm.beside(x)
         q, k, v = (project(y) for project in (self.q, self.k, self.v))
         x = x + self.out(attend(q, [k], [v], heads=self.heads, causal=True))
-        return x + self.mlp(self.mlp_norm(x))
+        y, x = self.mlp_norm.beside(x)
+        return x + self.mlp(y)
 
 
 class Stream(nnx.Module):
@@ -239,16 +261,16 @@ class Stream(nnx.Module):
             self.mlp = MLP(width, tanh=True, dtype=dtype, rngs=rngs)
 
     def project(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N D"], ...]:
-        """Queries, keys and values, heads side by side, before their norms."""
-        y = self.attention_norm(x)
-        return self.q(y), self.k(y), self.v(y)
+        """The stream; its queries, keys and values, heads side by side, before their norms."""
+        y, x = self.attention_norm.beside(x)
+        return x, self.q(y), self.k(y), self.v(y)
 
     def update(
         self, x: Float[Array, "B N D"], attended: Float[Array, "B N D"]
     ) -> Float[Array, "B N D"]:
         """The stream after attention and MLP, both with residuals."""
-        x = x + self.out(attended)
-        return x + self.mlp(self.mlp_norm(x))
+        y, x = self.mlp_norm.beside(x + self.out(attended))
+        return x + self.mlp(y)
 
 
 class JointBlock(nnx.Module):
@@ -267,8 +289,8 @@ class JointBlock(nnx.Module):
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B M D"]]:
         """Both streams one block further; the context of the last block stays as it is."""
-        q, *own = self.tokens.project(x)
-        context_q, *others = self.context.project(context)
+        x, q, *own = self.tokens.project(x)
+        context, context_q, *others = self.context.project(context)
         k, v = zip(own, others, strict=True)
         heads, key_norms = self.tokens.heads, (self.tokens.k_norm, self.context.k_norm)
         norms = HeadNorms(self.tokens.q_norm, key_norms)
@@ -306,7 +328,10 @@ class JointTransformer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
     ) -> Float[Array, "B N D"]:
-        run = nnx.remat(JointBlock.__call__) if self.remat else JointBlock.__call__
+        keep = jax.checkpoint_policies.save_only_these_names(attention_tpu.ATTENDED)
+        run = JointBlock.__call__
+        if self.remat:
+            run = nnx.remat(run, policy=keep)
         context = self.context_projection(context)
         for block in self.blocks:
             x, context = run(block, x, context)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
@@ -37,6 +38,9 @@ SMALL_CHIPS = ("TPU v2", "TPU v3", "TPU v4")
 
 TENSOR_AXIS = "tensor"
 """Mesh axis that splits heads; the other axes split the batch."""
+
+ATTENDED = "attended"
+"""Name by which rematerialisation knows what attention returned."""
 
 VECTOR_OPS = {"attention_forward": 9, "attention_backward": 15}
 """Of each kernel for a logit: scale, maximum, difference, exponential (4), sum, rounding; backward
@@ -98,6 +102,25 @@ def attend(
     return jax.shard_map(
         own, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
     )(*arrays, norm)
+
+
+@jax.custom_vjp
+def kept(attended: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """`attended`, which rematerialisation can keep, by name.
+
+    The backward pass has no use for it, so that nothing of attention is computed again then. What
+    is kept is its bits: JAX rounds kept floating-point numbers once more, in a pass of its own.
+    """
+    return _named(attended)
+
+
+def _named(attended):
+    bits = jax.lax.bitcast_convert_type(attended, f"uint{8 * attended.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(checkpoint_name(bits, ATTENDED), attended.dtype)
+
+
+# Forward not by `kept` itself: names within a custom_vjp are hidden.
+kept.defvjp(lambda attended: (_named(attended), None), lambda _, cotangent: (cotangent,))
 
 
 def _heads_together(heads: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Products of linear layers: on CPUs those of bfloat16, too, as fast as the hardware is."""
+"""Linear layers of bfloat16 as fast as the hardware is: products on CPUs, sums on TPUs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kernels import backends
+
+SUBLANES = 8
+"""Rows that a TPU's registers have; a product of fewer becomes sums again."""
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear`, whose bias has its gradient from a product on TPUs."""
+
+    def __call__(self, x: Float[ArrayLike, "*b i"]) -> Float[Array, "*b o"]:
+        if not self.use_bias or self.dtype != jnp.bfloat16 or backends.platform() != "tpu":
+            return super().__call__(x)
+        x, kernel = self.promote_dtype((x, self.kernel[...]), dtype=self.dtype)
+        y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return add_bias(y, self.bias[...])
+
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "*b o"], bias: Float[Array, "o"]) -> Float[Array, "*b o"]:
+    """y + bias, in the type of `y`.
+
+    The gradient of `bias` is a product with ones: of bfloat16, a TPU's matrix unit sums exactly as
+    much as its vector unit (float32) would, at four times the pace.
+    """
+    return y + bias.astype(y.dtype)
+
+
+def _add_forward(y: Array, bias: Array) -> tuple[Array, Array]:
+    return add_bias(y, bias), bias
+
+
+def _add_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
+    over = tuple(range(dy.ndim - 1))
+    ones = jnp.ones((SUBLANES, *dy.shape[:-1]), dy.dtype)
+    sums = jax.lax.dot_general(
+        ones,
+        dy,
+        ((tuple(axis + 1 for axis in over), over), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    return dy, sums[0].astype(bias.dtype)
+
+
+add_bias.defvjp(_add_forward, _add_backward)
 
 
 def dot_general(

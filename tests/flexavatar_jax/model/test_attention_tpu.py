@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType
 
 from flexavatar_jax.model import attention, attention_tpu
-from flexavatar_jax.model.attention import HeadNorms, JointBlock, attend
+from flexavatar_jax.model.attention import HeadNorms, JointBlock, JointTransformer, attend
 from kernels import backends
 
 
@@ -99,6 +99,22 @@ def test_joint_blocks_are_the_same_with_the_kernels(on_tpu):
     x, context = (jnp.float32(rng.standard_normal((1, n, 96))) for n in (16, 5))
     for a, b in zip(block(x, context), on_gpu(block, x, context), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_rematerialisation_keeps_what_attention_returned(on_tpu):
+    """Each block attends twice forward and twice backward, the last, whose context ends, once."""
+    rng = np.random.default_rng(0)
+    x, context = (jnp.float32(rng.standard_normal((1, n, 96))) for n in (16, 5))
+
+    model = JointTransformer(96, 2, 2, dtype=jnp.float32, remat=True, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(model)
+
+    def value(weights, x):
+        return jnp.sum(nnx.merge(graph, weights)(x, context) ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(value, argnums=(0, 1)))(weights, x))
+    assert text.count("name=attention_forward") == text.count("name=attention_backward") == 3
+    assert "reduce_precision" not in text
 
 
 def test_kernels_say_at_least_what_the_compiler_counts_for_plain_attention():

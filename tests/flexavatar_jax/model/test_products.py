@@ -9,6 +9,7 @@ from flax import nnx
 
 from flexavatar_jax.model.attention import linear
 from flexavatar_jax.model.products import bfloat16_product, dot_general
+from kernels import backends
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((2, 5, 64)), jnp.bfloat16)
@@ -57,3 +58,22 @@ def test_float32_is_left_as_it_is():
     x, kernel = X.astype(jnp.float32), KERNEL.astype(jnp.float32)
     dimensions = (((2,), (0,)), ((), ()))
     np.testing.assert_array_equal(dot_general(x, kernel, dimensions), x @ kernel)
+
+
+def test_on_tpus_a_bias_has_its_gradient_from_a_product(on_tpu):
+    """Summed in float32, with no pass of sums; elsewhere it is the plain layer's."""
+    layer = linear(64, 7, (None, None), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.asarray(RNG.standard_normal(7), jnp.float32)
+
+    graph, weights = nnx.split(layer)
+
+    def pulled(weights, dy):
+        y, pull = jax.vjp(lambda weights: nnx.merge(graph, weights)(X), weights)
+        return y, pull(dy)[0]["bias"][...]
+
+    y, gradient = pulled(weights, DY)
+    with backends.compiling_for("gpu"):
+        np.testing.assert_array_equal(y, layer(X))
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_allclose(exact(gradient), exact(DY).sum((0, 1)), rtol=1e-6, atol=1e-6)
+    assert "reduce_sum" not in str(jax.make_jaxpr(pulled)(weights, DY))
