@@ -7,7 +7,7 @@ from data_pipelines.prepare import main as prepare
 from flexavatar_jax.train import train
 from flexavatar_jax.training.metric_log import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 PEOPLE = {
     "size": 32,
@@ -30,7 +30,7 @@ def test_sinks_make_better_heads_than_one_sink_for_both_sources(tmp_path):
     found = {}
     for sinks in (True, False):
         config = make_config(monocular=True, multi_view=True, sinks=sinks)
-        config.steps = config.optimizer.decay_steps = config.eval.every = 300
+        config.steps = config.optimizer.decay_steps = config.eval.every = 250
         config.data.root = str(tmp_path / "data")
         config.model.update(
             image_size=32,
@@ -40,7 +40,7 @@ def test_sinks_make_better_heads_than_one_sink_for_both_sources(tmp_path):
             max_scale=0.03,
         )
         config.eval.people, config.eval.images_per_person = 8, 16
-        config.log.images_every = config.checkpoint.every = 300
+        config.log.images_every = config.checkpoint.every = 250
         assert train(config, tmp_path / str(sinks)) == 0
         found[sinks] = read_metrics(tmp_path / str(sinks))[-1]["eval_psnr"]
     assert found[True] > found[False] + 1.0
