@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import zipfile
 import zlib
 
@@ -13,6 +14,10 @@ from data_pipelines.errors import UserError
 
 MAX_EXPANSION = 100
 """How many times its compressed size a part of an archive may unfold to."""
+
+_HEADERS = threading.Lock()
+"""NumPy reads a header as Python's syntax, and Python 3.11's `ast` counts its depth once for all
+threads: now and then two at once end in a SystemError (CPython's issue 106905)."""
 
 
 def to_npz(arrays: dict[str, np.ndarray]) -> bytes:
@@ -67,7 +72,8 @@ def decode_npy(content: bytes, name: object) -> np.ndarray:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, _, dtype = read(file)
+        with _HEADERS:
+            shape, _, dtype = read(file)
     except KeyError:
         raise UserError(f"{name}: a NumPy file of unknown version {version}.") from None
     except (ValueError, OSError, EOFError, TypeError, SyntaxError, MemoryError) as error:
@@ -83,4 +89,5 @@ def decode_npy(content: bytes, name: object) -> np.ndarray:
             f"{len(content) - file.tell()})."
         )
     file.seek(0)
-    return np.load(file, allow_pickle=False)
+    with _HEADERS:
+        return np.load(file, allow_pickle=False)
