@@ -57,7 +57,7 @@ def tile_boxes(
     drawn = splats.opacities >= MIN_ALPHA
     reach = jnp.where(drawn, splats.reach, -1.0)
     half = splats.radii + SLACK + 1e-6 * jnp.abs(splats.means)
-    size, limit = jnp.array(tile), jnp.array([width, height])
+    size, limit = jnp.array(tile, jnp.int32), jnp.array([width, height], jnp.int32)
     # Pixel i is inside if |i + 0.5 - mean| <= half.
     lowest = jnp.clip(jnp.ceil(splats.means - half - 0.5), 0, limit).astype(jnp.int32)
     highest = jnp.clip(jnp.floor(splats.means + half - 0.5), -1, limit - 1).astype(jnp.int32)
