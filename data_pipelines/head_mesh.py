@@ -139,8 +139,8 @@ def template_mesh(columns: int = 88, rows: int = 66) -> Mesh:
 def texture_coordinates(u: Numbers, v: Numbers) -> Float[np.ndarray, "*n 2"]:
     """Where a surface coordinate lies on the template's UV map, which has more room for the face.
 
-    As on FLAME's map, eyes get most: an eye's opening, 29 x 9 mm, is some 8 x 4 texels of the
-    demo's 48 x 48, where an even map has 3 x 1; at the back of the head texels are half as dense.
+    As on FLAME's map, eyes get most: an eye's opening, 29 x 9 mm, is some 7 x 4 texels of the
+    demo's 48 x 48, where an even map has 3 x 1; at the back of the head texels are a third wider.
     """
 
     def along(x: Numbers, bumps: tuple[Bump, ...]) -> Numbers:

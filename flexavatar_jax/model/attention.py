@@ -328,9 +328,9 @@ class JointTransformer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
     ) -> Float[Array, "B N D"]:
-        keep = jax.checkpoint_policies.save_only_these_names(attention_tpu.ATTENDED)
         run = JointBlock.__call__
         if self.remat:
+            keep = jax.checkpoint_policies.save_only_these_names(attention_tpu.ATTENDED)
             run = nnx.remat(run, policy=keep)
         context = self.context_projection(context)
         for block in self.blocks:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model.attention_kernels import (
@@ -97,11 +97,15 @@ def attend(
     if mesh.empty:
         return own(*arrays, norm)
     splits = heads % mesh.shape.get(TENSOR_AXIS, 1) == 0
-    batch = tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
-    spec = PartitionSpec(batch, None, TENSOR_AXIS if splits else None)
+    spec = PartitionSpec(batch_axes(mesh), None, TENSOR_AXIS if splits else None)
     return jax.shard_map(
         own, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
     )(*arrays, norm)
+
+
+def batch_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh that split examples: all but the one that splits heads and channels."""
+    return tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
 
 
 @jax.custom_vjp

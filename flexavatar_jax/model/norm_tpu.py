@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.model.attention_tpu import TENSOR_AXIS
+from flexavatar_jax.model.attention_tpu import batch_axes
 
 ELEMENTS = 1 << 18
 """Of a program: several such arrays of float32 fit on chip."""
@@ -72,8 +72,7 @@ def layer_norm(
     bias = jnp.zeros(width) if bias is None else bias.astype(jnp.float32)
     norm, mesh = functools.partial(_norm, static), jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        batch = tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
-        spec, same = PartitionSpec(batch), PartitionSpec()
+        spec, same = PartitionSpec(batch_axes(mesh)), PartitionSpec()
         norm = jax.shard_map(norm, in_specs=(spec, same, same), out_specs=spec, check_vma=False)
     return norm(x, scale, bias)
 

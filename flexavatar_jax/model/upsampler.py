@@ -20,9 +20,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model import upsampler_tpu
+from flexavatar_jax.model.upsampler_tpu import CLAMP
 from kernels import backends
 
-CLAMP = 256.0
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 

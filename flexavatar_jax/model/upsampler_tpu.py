@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.model.attention_tpu import TENSOR_AXIS
+from flexavatar_jax.model.attention_tpu import TENSOR_AXIS, batch_axes
 
 CLAMP = 256.0
 LANES = 128
@@ -52,8 +52,7 @@ def convolve_up(
     if not mesh.empty:
         splits = spread.shape[-1] % mesh.shape.get(TENSOR_AXIS, 1) == 0
         channels = TENSOR_AXIS if splits and TENSOR_AXIS in mesh.axis_names else None
-        batch = tuple(axis for axis in mesh.axis_names if axis != TENSOR_AXIS)
-        maps = PartitionSpec(None, None, batch, channels)
+        maps = PartitionSpec(None, None, batch_axes(mesh), channels)
         smooth = jax.shard_map(
             smooth, in_specs=(maps, PartitionSpec(channels)), out_specs=maps, check_vma=False
         )

@@ -1,4 +1,4 @@
-"""Where pixel losses look closer: eyes and mouth, a hundredth of a picture and half of a face.
+"""Where pixel losses look closer: the eyes, a hundredth of a picture and half of a face.
 
 A mean over pixels hardly hears of an iris: two pixels of 4,096 in the demo's pictures. Points of
 the head that `config.loss.focus` names are projected into each target, and pixels about them count
