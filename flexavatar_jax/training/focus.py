@@ -21,9 +21,11 @@ def focus_weights(
     size: int,
     focus: ml_collections.ConfigDict,
 ) -> Float[Array, "*b {size} {size}"]:
-    """How much each pixel counts: 1, and up to 1 + `focus.weight` at the points.
+    """How much each pixel counts, 1 on an image's average: at the points up to 1 + `focus.weight`
+    times as much as far from them.
 
-    A point's share falls off as a Gaussian of `focus.radius`, and with the cosine between the
+    An image's mean is its own, so that losses don't depend on which images share a batch. A point's
+    share falls off as a Gaussian of `focus.radius`, and with the cosine between the
     face's direction (+z of the head frame) and the camera's: from behind, nobody has a face.
 
     Args:
@@ -50,4 +52,5 @@ def focus_weights(
         return jnp.exp(-0.5 * ((pixels - at[..., None]) / radius[..., None]) ** 2)
 
     bumps = jnp.einsum("...ph,...pw,...p->...hw", near(image[..., 1]), near(image[..., 0]), facing)
-    return jax.lax.stop_gradient(1 + focus.weight * bumps)
+    weights = 1 + focus.weight * bumps
+    return jax.lax.stop_gradient(weights / jnp.mean(weights, axis=(-2, -1), keepdims=True))

@@ -101,7 +101,7 @@ def draw_targets(
 def _mean(error: Float[ArrayLike, "n h w 3"], pixels: Float[ArrayLike, "n h w"] | None) -> Scalar:
     if pixels is None:
         return jnp.mean(error)
-    return jnp.mean(jnp.mean(error, axis=-1) * pixels) / jnp.mean(pixels)
+    return jnp.mean(jnp.mean(error, axis=-1) * pixels)
 
 
 def l1(prediction: Float[ArrayLike, "*s"], target: Float[ArrayLike, "*s"]) -> Scalar:

@@ -37,11 +37,20 @@ def virtual_devices(make_tiny_config, tmp_path_factory):
     return json.loads((folder / "out.json").read_text())
 
 
+def assert_same_losses(found: list[float], expected: list[float]) -> None:
+    """Up to rounding, which training makes larger: a Gaussian's edge may take or lose a pixel.
+
+    Measured over 20 steps and three layouts: 3e-6 for ten steps, then up to 3e-5.
+    """
+    np.testing.assert_allclose(found[:10], expected[:10], rtol=5e-6)
+    np.testing.assert_allclose(found, expected, rtol=3e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_are_the_same_in_every_layout(virtual_devices, layout):
     one = virtual_devices["(1, 1, 1)"]["losses"]
-    np.testing.assert_allclose(virtual_devices[layout]["losses"], one, rtol=1e-5)
+    assert_same_losses(virtual_devices[layout]["losses"], one)
     assert one[-1] < one[0]
 
 
@@ -65,7 +74,7 @@ def finish(job: list[Command]) -> None:
 @pytest.mark.slow
 def test_losses_are_the_same_in_two_processes(virtual_devices, two_processes):
     one = virtual_devices["(1, 1, 1)"]["losses"]
-    np.testing.assert_allclose(losses(two_processes[1]), one, rtol=1e-5)
+    assert_same_losses(losses(two_processes[1]), one)
 
 
 @pytest.mark.slow
@@ -78,7 +87,7 @@ def test_losses_are_the_same_where_two_processes_hold_the_same_examples(
     config.mesh.update({"data": 1, "tensor": 8})
     finish(Experiment(config, tmp_path).start_job(tmp_path / "run"))
     one = virtual_devices["(1, 1, 1)"]["losses"]
-    np.testing.assert_allclose(losses(tmp_path / "run"), one[:4], rtol=1e-5)
+    assert_same_losses(losses(tmp_path / "run"), one[:4])
 
 
 def of(virtual_devices: dict, layout: str) -> list[Collective]:
@@ -169,7 +178,7 @@ def test_a_run_goes_on_with_another_number_of_devices(virtual_devices, make_tiny
     for devices, steps in ((4, 4), (1, 8), (2, STEPS)):
         finish([experiment.start(tmp_path / "run", f"--config.steps={steps}", devices=devices)])
     one = virtual_devices["(1, 1, 1)"]["losses"]
-    np.testing.assert_allclose(losses(tmp_path / "run"), one, rtol=1e-5)
+    assert_same_losses(losses(tmp_path / "run"), one)
 
 
 def errors(process: Command, status: int = 1) -> list[str]:

@@ -36,9 +36,16 @@ def test_the_heaviest_pixel_is_where_the_camera_sees_the_point(azimuth):
 def test_weights_fall_from_the_point_as_a_gaussian_of_the_radius():
     weights = np.asarray(focus_weights(camera(0), K, 2048, focus(points=((0, 0, 0),))))
     # A metre away, a radius of 2 cm is 0.02 * 3.05 * 2048 = 124.9 pixels.
-    middle, beside = weights[1024, 1024] - 1, weights[1024, 1024 + 125] - 1
+    far = weights[0, 0]
+    middle, beside = weights[1024, 1024] / far - 1, weights[1024, 1024 + 125] / far - 1
     assert middle == pytest.approx(4, rel=1e-4)
     assert beside == pytest.approx(4 * np.exp(-0.5), rel=1e-2)
+
+
+def test_an_image_counts_for_one_whatever_it_shows():
+    poses = np.stack([camera(a) for a in (0, 60, 180)])
+    weights = focus_weights(poses, np.broadcast_to(K, (3, 3, 3)), 32, focus())
+    np.testing.assert_allclose(np.mean(weights, axis=(1, 2)), 1, rtol=1e-5)
 
 
 def test_from_behind_all_pixels_count_alike():
@@ -62,6 +69,7 @@ def test_the_losses_are_means_by_weight():
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 3, 8, 8, 3), np.float32)
     pixels = rng.uniform(1, 5, (3, 8, 8)).astype(np.float32)
+    pixels /= pixels.mean()
     weights = {"l1": 0.5, "mse": 2.0, "ssim": 0.0, "dino": 0.0, "sam": 0.0}
     loss, parts = training_loss(a, b, weights, pixels=pixels)
     share = pixels / pixels.sum()
