@@ -122,11 +122,16 @@ def choose_capacity(
     size = {"width": width, "height": height, "tile": backend.tile}
     batch, num = splats.depths.shape[:-1], splats.depths.shape[-1]
     try:
-        slots = int(_count(splats, **size))
+        slots = count_slots(splats, **size)
     except jax.errors.ConcretizationTypeError:
         return binning.default_capacity(num, **size), False
     binning.check_memory(slots, num, math.prod(batch))
     return binning.round_capacity(slots), True
+
+
+def count_slots(splats: Splats, *, width: int, height: int, tile: tuple[int, int]) -> int:
+    """Slots that the fullest image needs: not under `jit`."""
+    return int(_count(splats, width=width, height=height, tile=tile))
 
 
 @functools.partial(jax.jit, static_argnames=("width", "height", "tile"))

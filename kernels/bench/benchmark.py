@@ -1,7 +1,9 @@
 """Times the splatting backends, beside what the hardware allows: `python -m kernels.benchmark`.
 
 Every row renders the same images and, for the second time, also takes the gradients of all five
-arrays of Gaussians. Compilation is timed apart. The limit is the larger of bytes over bandwidth and
+arrays of Gaussians, with the capacity counted before; for the third it is compiled without one, as
+programs are that do not know their scene, and the row says how many times as long it takes.
+Compilation is timed apart. The limit is the larger of bytes over bandwidth and
 operations over rate: bytes that any renderer must move, operations on the pixels of the tiles that
 a splat reaches (those behind opaque ones included), and bandwidth and rate measured on this device.
 Rows for TPUs that aren't here are predicted from counts and published rates, and say so.
@@ -20,9 +22,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
-from kernels import backends, binning, rasterizer
+from kernels import backends, binning, rasterizer, rendering
 from kernels.bench import peers, scenes
 from kernels.bench.rows import Row, format_table, write_json
 from kernels.bench.scenes import Scene
@@ -38,6 +41,13 @@ BACKWARD_OPERATIONS = 52
 gradient of sigma, 24 for its moments."""
 COUNT_TILE = (8, 8)
 
+EDGES = {"below": 0.98, "above": 1.02}
+"""The avatar with scales such that it needs this much of a size that lists are sorted at where
+nothing is known before: halves of the automatic capacity."""
+
+SCENES = (*scenes.SCENES, *EDGES)
+DEFAULT_SCENES = ("avatar", *EDGES)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; see `--help`."""
@@ -50,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--peer", action="append", choices=peers.PEERS, default=[])
     parser.add_argument(
-        "--scene", action="append", help="avatar, dense, sparse, or a .ply; default: avatar"
+        "--scene",
+        action="append",
+        help=f"{', '.join(SCENES)}, or a .ply; default: {', '.join(DEFAULT_SCENES)}",
     )
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--gaussians", type=int, help="default: as the scene has it")
@@ -104,7 +116,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
         else:
             contestants[name] = peers.PEERS[name]
 
-    loaded = {name: load_scene(name, args) for name in args.scene or ["avatar"]}
+    loaded = {name: load_scene(name, args) for name in args.scene or DEFAULT_SCENES}
     bandwidth, rate = measure_bandwidth(), measure_rate()
     device = jax.devices()[0].device_kind
     print(f"{device}: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} Gop/s (measured)")
@@ -112,13 +124,17 @@ def measure(args: argparse.Namespace) -> list[Row]:
     for name, scene in loaded.items():
         bytes_, operations = count_work(scene, args.size)
         for backend in tqdm(contestants, desc=name, unit="backend"):
-            forward, both = contestants[backend](scene, args.size)
+            forward, both, *automatic = contestants[backend](scene, args.size)
             begin = time.perf_counter()
             forward()
             both()
             first = time.perf_counter() - begin
             forward_times = [time_once(forward) for _ in range(args.repeats)]
             both_times = [time_once(both) for _ in range(args.repeats)]
+            automatic_ms = None
+            for unbound in automatic:
+                unbound()
+                automatic_ms = 1e3 * min(time_once(unbound) for _ in range(args.repeats))
             rows.append(
                 Row(
                     backend=backend,
@@ -130,6 +146,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
                     forward_ms=1e3 * min(forward_times),
                     forward_backward_ms=1e3 * min(both_times),
                     median_forward_backward_ms=1e3 * statistics.median(both_times),
+                    automatic_ms=automatic_ms,
                     compile_s=first - min(forward_times) - min(both_times),
                     memory_gib=peak_memory(),
                     bytes=bytes_,
@@ -141,29 +158,32 @@ def measure(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def prepare_backend(scene: Scene, size: int, backend: str) -> tuple[Callable, Callable]:
-    """Functions that render a scene, and render and differentiate it, until all is computed."""
+def prepare_backend(scene: Scene, size: int, backend: str) -> tuple[Callable, ...]:
+    """Functions that render a scene, and render and differentiate it, until all is computed.
+
+    The third does what the second does, compiled without a capacity.
+    """
     inputs = [jnp.asarray(a) for a in scene]
     render = functools.partial(rasterizer.rasterize, width=size, height=size, backend=backend)
     # What rasterize does outside of jit: the capacity is that of these splats.
-    capacity = exact_capacity(inputs, size, backend)
+    exact = exact_capacity(inputs, size, backend)
 
-    @jax.jit
-    def forward(*inputs):
-        return render(*inputs, capacity=capacity)
-
-    @jax.jit
-    @functools.partial(jax.grad, argnums=range(5))
-    def both(*inputs):
+    def loss(*inputs, capacity):
         out = render(*inputs, capacity=capacity)
         return jnp.mean(out.color**2) + jnp.mean(out.alpha) + jnp.mean(out.depth)
 
+    forward = jax.jit(functools.partial(render, capacity=exact))
+    both, automatic = (
+        jax.jit(jax.grad(functools.partial(loss, capacity=capacity), argnums=range(5)))
+        for capacity in (exact, None)
+    )
     if int(jnp.max(forward(*inputs).overflow)):
         raise ValueError(f"{backend}: the scene overflows the capacity that was counted for it")
-    return (
-        lambda: jax.block_until_ready(forward(*inputs)),
-        lambda: jax.block_until_ready(both(*inputs)),
-    )
+
+    def ready(function):
+        return lambda: jax.block_until_ready(function(*inputs))
+
+    return ready(forward), ready(both), ready(automatic)
 
 
 def exact_capacity(inputs: list[jax.Array], size: int, backend: str) -> int:
@@ -174,12 +194,41 @@ def exact_capacity(inputs: list[jax.Array], size: int, backend: str) -> int:
 
 def load_scene(name: str, args: argparse.Namespace) -> Scene:
     """A scene of `kernels.bench.scenes`, or a .ply file seen from in front as a head is."""
+    number = {} if args.gaussians is None else {"num": args.gaussians}
     if name in scenes.SCENES:
-        number = {} if args.gaussians is None else {"num": args.gaussians}
         return scenes.SCENES[name](args.images, size=args.size, **number)
+    if name in EDGES:
+        avatar = scenes.avatar(args.images, size=args.size, **number)
+        return fill_size(avatar, args.size, EDGES[name])
     if not name.endswith(".ply"):
-        raise ValueError(f"scene is {name!r}; expected {', '.join(scenes.SCENES)} or a .ply file")
+        raise ValueError(f"scene is {name!r}; expected {', '.join(SCENES)} or a .ply file")
     return scenes.look_at_gaussians(read_ply(name), args.images, args.size)
+
+
+def fill_size(scene: Scene, size: int, share: float) -> Scene:
+    """The scene with scales such that it needs `share` of a half, quarter, ... of the capacity.
+
+    Of the automatic capacity of the backend that is taken here; of its halves, the one next above
+    what the scene needs as it is. Up to what whole tiles allow.
+    """
+    tile = backends.choose_backend("auto").tile
+    automatic = binning.default_capacity(scene.means.shape[-2], width=size, height=size, tile=tile)
+
+    def needed(factor: float) -> int:
+        larger = scene._replace(scales=scene.scales * np.float32(factor))
+        splats = rasterizer.project(*larger[:4], *larger[5:], width=size, height=size)
+        return rendering.count_slots(splats, width=size, height=size, tile=tile)
+
+    edge, as_it_is = automatic, needed(1.0)
+    while edge >= 2 * as_it_is:
+        edge //= 2
+    low, high = 1.0, 1.0
+    while needed(high) < share * edge:
+        low, high = high, 2 * high
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if needed(middle) < share * edge else (low, middle)
+    return scene._replace(scales=scene.scales * np.float32(high if share > 1 else low))
 
 
 def time_once(function: Callable) -> float:
@@ -260,6 +309,7 @@ def predict_tpu(name: str, scene: Scene, size: int) -> list[Row]:
             forward_ms=p.forward_ms,
             forward_backward_ms=p.forward_backward_ms,
             median_forward_backward_ms=None,
+            automatic_ms=None,
             compile_s=None,
             memory_gib=None,
             bytes=p.bytes,

@@ -20,6 +20,8 @@ class Row:
     forward_ms: float
     forward_backward_ms: float
     median_forward_backward_ms: float | None
+    automatic_ms: float | None
+    """Forward and backward where the program was compiled without a capacity."""
     compile_s: float | None
     memory_gib: float | None
     """Most memory of the process (CPU) or the device (others) up to here."""
@@ -30,6 +32,11 @@ class Row:
     predicted: bool = False
 
     @property
+    def automatic_slowdown(self) -> float | None:
+        """How many times as long it takes without a capacity."""
+        return self.automatic_ms and self.automatic_ms / self.forward_backward_ms
+
+    @property
     def images_per_s(self) -> float:
         return 1e3 * self.images / self.forward_backward_ms
 
@@ -37,7 +44,10 @@ class Row:
 def write_json(path: Path, rows: list[Row]) -> None:
     """Writes the rows under a temporary name, then renames it."""
     partial = path.with_name(path.name + ".partial")
-    records = [{**dataclasses.asdict(row), "images_per_s": row.images_per_s} for row in rows]
+    more = ("images_per_s", "automatic_slowdown")
+    records = [
+        {**dataclasses.asdict(row), **{name: getattr(row, name) for name in more}} for row in rows
+    ]
     try:
         partial.write_text(json.dumps(records, indent=1) + "\n")
         partial.replace(path)
@@ -49,7 +59,7 @@ def format_table(rows: list[Row]) -> str:
     """The rows as text, one line each."""
     head = (
         "backend", "device", "scene", "images", "Gaussians", "forward ms", "fwd+bwd ms",
-        "median", "images/s", "compile s", "peak GiB", "GB", "Gop", "limit ms", "x limit",
+        "median", "x auto", "images/s", "compile s", "peak GiB", "GB", "Gop", "limit ms", "x limit",
     )  # fmt: skip
 
     def number(value: float | None, digits: int = 1) -> str:
@@ -65,6 +75,7 @@ def format_table(rows: list[Row]) -> str:
             number(row.forward_ms, 2),
             number(row.forward_backward_ms, 2),
             number(row.median_forward_backward_ms, 2),
+            number(row.automatic_slowdown, 2),
             number(row.images_per_s),
             number(row.compile_s),
             number(row.memory_gib, 2),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kernels import backends
+from kernels import backends, binning, rasterizer, rendering
 from kernels.bench import benchmark, peers, scenes, tpu_costs
 from kernels.bench.scenes import Scene
 from kernels.ply import GaussianCloud, write_ply
@@ -27,11 +27,28 @@ def test_a_table_and_json_are_written_without_a_gpu(tmp_path, capsys):
     assert measured["device"] == jax.devices()[0].device_kind
     assert (measured["images"], measured["gaussians"], measured["predicted"]) == (2, 200, False)
     assert measured["forward_backward_ms"] > measured["limit_ms"] > 0
+    slowdown = measured["automatic_ms"] / measured["forward_backward_ms"]
+    assert measured["automatic_slowdown"] == pytest.approx(slowdown)
     assert {row["device"] for row in predicted} == {"TPU v4", "TPU v5e", "TPU v5p", "TPU v6e"}
     assert all(row["predicted"] for row in predicted)
     lines = printed.splitlines()
     assert [line.split()[0] for line in lines[-5:]] == ["xla"] + ["pallas_tpu"] * 4
     assert all(line.endswith("predicted") for line in lines[-4:])
+
+
+@pytest.mark.parametrize("num", [300, 2000])
+def test_there_are_scenes_on_both_sides_of_a_size_that_lists_are_sorted_at(num):
+    arguments = argparse.Namespace(images=2, size=64, gaussians=num)
+    tile = backends.choose_backend("auto").tile
+    automatic = binning.default_capacity(num, width=64, height=64, tile=tile)
+
+    def needed(scene):
+        splats = rasterizer.project(*scene[:4], *scene[5:], width=64, height=64)
+        return rendering.count_slots(splats, width=64, height=64, tile=tile)
+
+    below, above = (needed(benchmark.load_scene(name, arguments)) for name in ("below", "above"))
+    edge = next(automatic >> k for k in range(20) if automatic >> k <= above)
+    assert 0.95 * edge < below <= edge < above < 1.05 * edge
 
 
 def test_work_is_counted_from_the_tiles_that_splats_reach():
@@ -80,7 +97,7 @@ def test_a_ply_is_a_scene_seen_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("scene", "message"),
-    [("forest", "expected avatar, dense, sparse or a .ply"), ("gone.ply", "gone.ply: no such")],
+    [("forest", "expected avatar, dense, sparse, below, above or a .ply"), ("gone.ply", "gone.ply: no such")],
 )
 def test_scenes_that_do_not_exist_are_an_error_in_a_sentence(scene, message, capsys):
     assert benchmark.main(["--backend", "xla", "--scene", scene]) == 1
