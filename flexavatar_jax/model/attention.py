@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.model import attention_tpu, norm_tpu, products
+from flexavatar_jax.model import attention_gpu, attention_tpu, norm_tpu, products
 from kernels import backends
 
 MLP_RATIO = 4
@@ -127,7 +127,10 @@ def attend(
     k, v = ([_split_heads(x, heads) for x in xs] for xs in (k, v))
     if norms:
         q, k = norms.queries(q), [norm(x) for norm, x in zip(norms.keys, k, strict=True)]
-    way = _attend_in_cache if platform == "cpu" else _attend_at_once
+    if platform == "gpu" and attention_gpu.fits(q):
+        way = attention_gpu.attend
+    else:
+        way = _attend_in_cache if platform == "cpu" else _attend_at_once
     return _merge_heads(way(q, k, v, causal=causal))
 
 
@@ -138,7 +141,7 @@ def _attend_at_once(
     *,
     causal: bool,
 ) -> Float[Array, "B N H C"]:
-    """`attend` for GPUs, and for a TPU's causal block.
+    """`attend` for a TPU's causal block, and for GPUs whose cuDNN doesn't take the heads.
 
     Sets are not put together: a few tokens more than a multiple of 128 fit a TPU's registers badly.
     """
