@@ -21,6 +21,7 @@ import contextvars
 import functools
 import importlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ _ahead_for = contextvars.ContextVar("platform that is compiled for ahead", defau
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Within, backends are chosen for that platform ("tpu"), of which no device need be here.
+    """Within, backends are chosen for that platform, "tpu" or "gpu", of which none need be here.
 
     What is traced within can be lowered and compiled for such devices, not run.
     """
@@ -170,11 +171,18 @@ def missing_nvidia_gpu() -> str | None:
             f"it needs an NVIDIA GPU and JAX's default device is {platform()}; "
             "with a GPU, `pip install 'jax[cuda12]'`"
         )
-    gpu = jax.devices()[0]
-    capability = getattr(gpu, "compute_capability", "none")
-    if not capability[0].isdigit() or int(capability.partition(".")[0]) < 8:
+    if compute_capability() < 8:
+        gpu = jax.devices()[0]
         return (
             "it needs an NVIDIA GPU of compute capability 8.0 (A100) or more; "
-            f"that of {gpu.device_kind} is {capability}"
+            f"that of {gpu.device_kind} is {getattr(gpu, 'compute_capability', 'none')}"
         )
     return None
+
+
+def compute_capability() -> float:
+    """That of the NVIDIA GPU here, an H100's where GPUs are compiled for; 0 for other makes."""
+    if compiles_ahead():
+        return 9.0
+    found = re.fullmatch(r"(\d+)\.(\d)", getattr(jax.devices()[0], "compute_capability", ""))
+    return float(found[0]) if found else 0.0

@@ -38,6 +38,14 @@ def any_types():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="session")
+def h100():
+    """An H100 to compile for, which need not be here."""
+    import gpu_ahead
+
+    return gpu_ahead.h100()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compile_each_program_once(tmp_path_factory):
     """Tests that train the same small model share its compiled programs, in all processes."""

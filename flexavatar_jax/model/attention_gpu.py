@@ -1,17 +1,18 @@
 """Softmax attention on NVIDIA GPUs: cuDNN's fused kernels, through JAX; no logit leaves the chip.
 
-They take what is 16 bits wide, with heads of up to 128 numbers from Ampere on, and of up to 256 from
-Hopper on, which FLEX-1's 192 need.
+They take what is 16 bits wide, with heads of up to 128 numbers from Ampere on, and of up to 256
+from Hopper on, which FLEX-1's 192 need.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from kernels import backends
 
 HEAD_WIDTHS = ((9.0, 256), (8.0, 128))
 """From which compute capability on cuDNN takes heads of up to how many numbers."""
@@ -19,16 +20,9 @@ HEAD_WIDTHS = ((9.0, 256), (8.0, 128))
 
 def fits(q: Float[Array, "B N H C"]) -> bool:
     """Whether cuDNN's attention takes such heads on the GPU here."""
-    capability = compute_capability()
+    capability = backends.compute_capability()
     widest = next((width for least, width in HEAD_WIDTHS if capability >= least), 0)
     return q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
-
-
-def compute_capability() -> float:
-    """Of the GPU here; 0 for one that isn't NVIDIA's."""
-    device = jax.local_devices(backend="gpu")[0]
-    found = re.fullmatch(r"(\d+)\.(\d)", getattr(device, "compute_capability", ""))
-    return float(found[0]) if found else 0.0
 
 
 def attend(

@@ -97,7 +97,10 @@ def test_a_ply_is_a_scene_seen_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("scene", "message"),
-    [("forest", "expected avatar, dense, sparse, below, above or a .ply"), ("gone.ply", "gone.ply: no such")],
+    [
+        ("forest", "expected avatar, dense, sparse, below, above or a .ply"),
+        ("gone.ply", "gone.ply: no such"),
+    ],
 )
 def test_scenes_that_do_not_exist_are_an_error_in_a_sentence(scene, message, capsys):
     assert benchmark.main(["--backend", "xla", "--scene", scene]) == 1

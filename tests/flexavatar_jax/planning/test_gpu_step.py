@@ -1,0 +1,43 @@
+"""FLEX-1's training step, compiled for an H100 that need not be here."""
+
+import re
+
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+from configs import flex1
+from flexavatar_jax.frozen.networks import frozen_shapes
+from flexavatar_jax.runs.templates import load_template
+from flexavatar_jax.training.compilation import abstract_batch
+from flexavatar_jax.training.sharding import make_mesh, replicated
+from flexavatar_jax.training.train_step import TrainProgram
+from kernels import backends
+
+EXAMPLES = 20
+
+
+@pytest.mark.slow
+def test_flex1s_step_fits_an_h100_and_keeps_no_logits(h100, monkeypatch):
+    """20 examples of 5 pictures, without the perceptual losses."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: float(least) <= 9.0)
+    config = flex1.get_config()
+    config.batch, config.rasterizer = EXAMPLES, "pallas_gpu"
+    mesh = make_mesh(**config.mesh, devices=[h100])
+    program = TrainProgram.create(config, mesh, load_template(config.model.template))
+    frozen = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        frozen_shapes(config),
+    )
+    with backends.compiling_for("gpu"):
+        lowered = program.jitted_step().trace(
+            program.abstract_state, frozen, abstract_batch(config, mesh)
+        )
+    compiled = lowered.lower(lowering_platforms=("cuda",)).compile()
+    hlo, memory = compiled.as_text(), compiled.memory_analysis()
+    calls = re.findall(r'custom_call_target="__cudnn\$(\w+)"', hlo)
+    print(memory, len(calls))
+    assert calls.count("fmhaSoftmaxBackward") > 0
+    assert not re.search(r"f32\[[\d,]*1024,10(24|29|30)\]", hlo)
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert total < 80e9
