@@ -51,6 +51,7 @@ def create(args: argparse.Namespace) -> None:
         steps=args.fit,
         batch=args.batch,
         learning_rate=args.learning_rate,
+        shift=args.shift,
         pull=args.pull,
         seed=args.seed,
     )

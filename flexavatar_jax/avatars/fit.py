@@ -1,7 +1,10 @@
 """Fits an avatar code to one or more pictures of a person, the model frozen.
 
 The paper's fitting: Adam on the avatar code and on one offset an image, added to its expression
-code, with the multi-view bias sink, towards the pictures on white. One compiled loop.
+code, with the multi-view bias sink, towards the pictures on white. One compiled loop, which brings
+down what the model was trained to bring down (`config.loss`, its weights of DINO and SAM included
+where their networks are given). Beside each token its own, all tokens move together: what one
+picture tells of all of a head, its colours say, then reaches the tokens that it does not show.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from data_pipelines.frame import MULTI_VIEW
@@ -32,14 +36,15 @@ SNAPSHOTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-    """How a fit runs; defaults as published but for `pull`, which docs/avatars.md measures.
+    """How a fit runs; defaults as published but for `shift`, which docs/avatars.md measures.
 
     Attributes:
       steps: of Adam; 0 leaves the encoder's code.
       batch: images a step.
       learning_rate, final_learning_rate: of a cosine decay.
+      shift: rate of what all tokens move by together, as a share of the learning rate; 0: each
+        token moves by itself, as published.
       pull: weight of the mean squared distance from the encoder's code.
-      l1, ssim, dino, sam: weights of the loss's terms; the last two where networks are given.
       seed: of the order of images.
     """
 
@@ -47,11 +52,8 @@ class FitSettings:
     batch: int = 1
     learning_rate: float = 1e-2
     final_learning_rate: float = 5e-4
+    shift: float = 1.0
     pull: float = 0.0
-    l1: float = 0.8
-    ssim: float = 0.2
-    dino: float = 1.0
-    sam: float = 1.0
     seed: int = 0
 
     def check(self, images: int) -> None:
@@ -60,7 +62,7 @@ class FitSettings:
             raise UserError(f"--fit is {self.steps}; expected 0 steps or more")
         if not 1 <= self.batch <= images:
             raise UserError(f"--batch is {self.batch}; expected 1 to {images}, the images fitted")
-        for name in ("learning_rate", "final_learning_rate", "pull", "l1", "ssim", "dino", "sam"):
+        for name in ("learning_rate", "final_learning_rate", "shift", "pull"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0):
                 raise UserError(f"--{name} is {value}; expected a number of 0 or more")
@@ -113,7 +115,11 @@ def fit(
     settings = settings or FitSettings()
     settings.check(len(images))
     frozen = frozen or FrozenNetworks()
-    start = {"code": jnp.asarray(code), "offsets": jnp.zeros(np.shape(expressions), jnp.float32)}
+    start = {
+        "own": jnp.asarray(code),
+        "shift": jnp.zeros(np.shape(code)[-1], jnp.float32),
+        "offsets": jnp.zeros(np.shape(expressions), jnp.float32),
+    }
     if settings.steps == 0:
         return Fitted(np.asarray(code), np.zeros_like(expressions), np.zeros(0), [])
     model = loaded.model.folded()
@@ -128,7 +134,8 @@ def fit(
     leaves, tree = jax.tree.flatten((carry, constant))
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
     capacity = loaded.config.splat_capacity or None
-    compiled = _compile(graph, settings, backend, capacity, tree, shapes)
+    weights = _loss_weights(loaded.config.loss, frozen)
+    compiled = _compile(graph, settings, weights, backend, capacity, tree, shapes)
     _check_memory(compiled, len(images), settings.batch)
 
     done, stride, snapshots = 0, 1, [(0, np.asarray(code))]
@@ -143,7 +150,7 @@ def fit(
                 "set splat_capacity in the run's config.json to more than it is, or guessed"
             )
         # Gaussians that are not finite are not drawn, so that the loss alone may look sound.
-        if not (np.isfinite(now) and np.isfinite(carry[0]["code"]).all()):
+        if not (np.isfinite(now) and np.isfinite(_code(carry[0], settings)).all()):
             raise UserError(
                 f"the fit's loss is no longer finite after {last} steps: give a lower "
                 "--learning_rate"
@@ -152,9 +159,21 @@ def fit(
         stride = int(np.clip((last - done) / max(time.monotonic() - began, 1e-3), 1, 50))
         done = last
         if done == landmark:
-            snapshots.append((done, np.asarray(carry[0]["code"])))
-    params = jax.device_get(carry[0])
-    return Fitted(params["code"], params["offsets"], np.asarray(carry[2]), snapshots)
+            snapshots.append((done, np.asarray(_code(carry[0], settings))))
+    code, offsets = jax.device_get((_code(carry[0], settings), carry[0]["offsets"]))
+    return Fitted(code, offsets, np.asarray(carry[2]), snapshots)
+
+
+def _code(params: dict[str, jax.Array], settings: FitSettings) -> Float[jax.Array, "N D"]:
+    return params["own"] + settings.shift * params["shift"]
+
+
+def _loss_weights(trained: ConfigDict, frozen: FrozenNetworks) -> tuple[tuple[str, float], ...]:
+    """Of the terms of `losses.training_loss`, as in training; 0 where a network is missing."""
+    networks = {"dino": frozen.dinov2_small, "sam": frozen.sam2}
+    names = ("l1", "mse", "ssim", "dino", "sam")
+    missing = [name for name, network in networks.items() if network is None]
+    return tuple((name, 0.0 if name in missing else float(trained[name])) for name in names)
 
 
 def _optimizer(settings: FitSettings) -> optax.GradientTransformation:
@@ -169,6 +188,7 @@ def _optimizer(settings: FitSettings) -> optax.GradientTransformation:
 def _compile(
     graph: nnx.GraphDef,
     settings: FitSettings,
+    weights: tuple[tuple[str, float], ...],
     backend: str,
     capacity: int | None,
     tree: jax.tree_util.PyTreeDef,
@@ -180,9 +200,9 @@ def _compile(
     def loss(params, state, networks, data, chosen):
         """The loss of a batch with the pull, and (without it, what found no room)."""
         pictures, expressions, cam2heads, Ks = (x[chosen] for x in data[:-1])
-        model, encoded = nnx.merge(graph, state), data[-1]
+        model, encoded, code = nnx.merge(graph, state), data[-1], _code(params, settings)
         gaussians = model.decode(
-            jnp.broadcast_to(params["code"], (len(chosen), *encoded.shape)),
+            jnp.broadcast_to(code, (len(chosen), *encoded.shape)),
             (expressions + params["offsets"][chosen])[:, None],
             jnp.full(len(chosen), MULTI_VIEW),
         )
@@ -195,16 +215,9 @@ def _compile(
             backend=backend,
             capacity=capacity,
         )
-        weights = {
-            "l1": settings.l1,
-            "mse": 0.0,
-            "ssim": settings.ssim,
-            "dino": 0.0 if networks.dinov2_small is None else settings.dino,
-            "sam": 0.0 if networks.sam2 is None else settings.sam,
-        }
         target = pictures.astype(jnp.float32) / 255
-        error, _ = training_loss(out.color, target, weights, networks, perceptual=True)
-        pull = settings.pull * jnp.mean((params["code"] - encoded) ** 2)
+        error, _ = training_loss(out.color, target, dict(weights), networks, perceptual=True)
+        pull = settings.pull * jnp.mean((code - encoded) ** 2)
         return error + pull, (error, jnp.sum(out.overflow))
 
     def run(carry, constant, first, last):

@@ -76,6 +76,12 @@ def make_parser(
     command.add_argument("--batch", type=int, default=defaults.batch, help="pictures a step")
     command.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
     command.add_argument(
+        "--shift",
+        type=float,
+        default=defaults.shift,
+        help="how fast all tokens move together, beside each its own (0: not, as published)",
+    )
+    command.add_argument(
         "--pull",
         type=float,
         default=defaults.pull,

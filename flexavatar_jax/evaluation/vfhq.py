@@ -91,7 +91,7 @@ def evaluate_vfhq(
     size = config.model.image_size
     data = open_at_size(epath.Path(data_root or config.data.root) / (dataset or "vfhq_test"), size)
     animator = Animator(load_model(workdir, step, dinov2), backend=config.rasterizer)
-    settings = FitSettings(steps=fit_steps) if fit_steps else None
+    settings = FitSettings(steps=fit_steps, shift=0.0) if fit_steps else None  # as published
     frozen = load_perceptual_networks(config)
     folder = epath.Path(workdir) / "vfhq"
     rows, alike = [], []

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from data_pipelines import cameras
 from data_pipelines.errors import UserError
 from flexavatar_jax.avatars import fit as fit_module
 from flexavatar_jax.avatars.fit import FitSettings, _order, fit
+from flexavatar_jax.frozen.networks import FrozenNetworks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,6 +89,27 @@ def test_a_strong_pull_keeps_the_code_where_it_was(loaded, truth, fitted):
     assert np.abs(held.code - start).mean() < 0.3 * np.abs(fitted.code - start).mean()
 
 
+def test_a_shift_moves_all_tokens_together(loaded, truth, fitted):
+    """Tokens that a picture does not show follow those that it shows."""
+    start = truth[0][1]
+
+    def common(code):
+        moved = code - start
+        return np.linalg.norm(moved.mean(axis=0)) / np.sqrt(np.mean(np.sum(moved**2, axis=-1)))
+
+    alone = run(loaded, truth, shift=0.0)
+    most = run(loaded, truth, shift=10.0)
+    assert common(most.code) > common(fitted.code) > common(alone.code) + 0.1
+
+
+def test_a_fit_brings_down_what_training_did():
+    trained = ConfigDict({"l1": 0.3, "mse": 2.0, "ssim": 0.1, "dino": 1.0, "sam": 1.0})
+    weights = {"l1": 0.3, "mse": 2.0, "ssim": 0.1, "dino": 0.0, "sam": 0.0}
+    assert dict(fit_module._loss_weights(trained, FrozenNetworks())) == weights
+    dino = FrozenNetworks(dinov2_small={})
+    assert dict(fit_module._loss_weights(trained, dino)) == weights | {"dino": 1.0}
+
+
 def test_every_picture_comes_once_before_any_comes_again():
     order = _order(5, FitSettings(steps=10, batch=2))
     assert order.shape == (10, 2)
@@ -106,6 +129,7 @@ def test_no_steps_leave_the_encoders_code(loaded, truth):
         (dict(steps=-1), "--fit is -1"),
         (dict(batch=3), "--batch is 3; expected 1 to 2"),
         (dict(batch=0), "--batch is 0"),
+        (dict(shift=-1.0), "--shift is -1.0"),
         (dict(pull=-1.0), "--pull is -1.0"),
         (dict(learning_rate=float("nan")), "--learning_rate is nan"),
     ],

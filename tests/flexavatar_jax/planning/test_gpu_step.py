@@ -39,8 +39,7 @@ def test_flex1s_step_fits_an_h100_and_keeps_no_logits(h100, monkeypatch):
     compiled = lowered.lower(lowering_platforms=("cuda",)).compile(options)
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     calls = re.findall(r'custom_call_target="__cudnn\$(\w+)"', hlo)
-    print(memory, len(calls))
     assert calls.count("fmhaSoftmaxBackward") > 0
     assert not re.search(r"f32\[[\d,]*1024,10(24|29|30)\]", hlo)
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert total < 80e9
+    # 57 GB of 80, its libraries' workspaces apart.
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 60e9
