@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from data_pipelines.mixture import make_iterator
 from flexavatar_jax.frozen.networks import FrozenNetworks
@@ -10,6 +11,7 @@ from flexavatar_jax.training.sharding import make_mesh, place
 from flexavatar_jax.training.train_step import TrainProgram
 
 
+@pytest.mark.slow
 def test_the_model_overfits_one_example_to_over_30_db(tiny_config):
     tiny_config.batch, tiny_config.data.targets = 1, 1
     tiny_config.data.mixture = {"procedural_multiview": 1.0}
