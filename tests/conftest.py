@@ -1,5 +1,6 @@
 """Fixtures that every room's tests use."""
 
+import functools
 import os
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +45,16 @@ def h100():
     import gpu_ahead
 
     return gpu_ahead.h100()
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """As if cuDNN 9.10 and an H100 were here, as far as JAX asks."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    patch = functools.partial(monkeypatch.setattr, fused_attention_stablehlo)
+    patch("check_cudnn_version", lambda: 91000)
+    patch("check_compute_capability", lambda least: float(least) <= 9.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,14 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.model import attention_tpu, norm_tpu, upsampler_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training import ssim_tpu
-from flexavatar_jax.training.compilation import abstract_batch
+from flexavatar_jax.training.compilation import abstract_batch, abstract_frozen
 from flexavatar_jax.training.flops import StepFlops, step_flops
-from flexavatar_jax.training.sharding import make_mesh, replicated
+from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
 from kernels import backends
 from kernels.bench import scenes, tpu_costs
@@ -135,10 +134,7 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
     """
     mesh = topology_mesh(config, topology)
     program = TrainProgram.create(config, mesh, load_template(config.model.template))
-    frozen = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        frozen_shapes(config),
-    )
+    frozen = abstract_frozen(config, mesh)
     batch = abstract_batch(config, mesh)
     step = program.jitted_step(perceptual=perceptual)
     with backends.compiling_for("tpu"):

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batch import Batch
 from data_pipelines.files import is_remote
-from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.frozen.networks import FrozenNetworks, frozen_shapes
 from flexavatar_jax.runs import digests
 from flexavatar_jax.training import flops
 from flexavatar_jax.training.background import Background
-from flexavatar_jax.training.sharding import batch_sharding
+from flexavatar_jax.training.sharding import batch_sharding, replicated
 from flexavatar_jax.training.train_step import TrainProgram
 
 AHEAD = 2000
@@ -71,6 +71,14 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
             for name, (shape, dtype) in shapes.items()
         }
+    )
+
+
+def abstract_frozen(config: ConfigDict, mesh: jax.sharding.Mesh) -> FrozenNetworks:
+    """Shapes of the frozen networks that `config` asks for, whole on every device of `mesh`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        frozen_shapes(config),
     )
 
 

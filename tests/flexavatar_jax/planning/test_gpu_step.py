@@ -2,15 +2,12 @@
 
 import re
 
-import jax
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import flex1
-from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.runs.templates import load_template
-from flexavatar_jax.training.compilation import abstract_batch
-from flexavatar_jax.training.sharding import make_mesh, replicated
+from flexavatar_jax.training.compilation import abstract_batch, abstract_frozen
+from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import TrainProgram
 from kernels import backends
 
@@ -18,21 +15,15 @@ EXAMPLES = 20
 
 
 @pytest.mark.slow
-def test_flex1s_step_fits_an_h100_and_keeps_no_logits(h100, monkeypatch):
+def test_flex1s_step_fits_an_h100_and_keeps_no_logits(h100, cudnn):
     """20 examples of 5 pictures, without the perceptual losses."""
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: float(least) <= 9.0)
     config = flex1.get_config()
     config.batch, config.rasterizer = EXAMPLES, "pallas_gpu"
     mesh = make_mesh(**config.mesh, devices=[h100])
     program = TrainProgram.create(config, mesh, load_template(config.model.template))
-    frozen = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        frozen_shapes(config),
-    )
     with backends.compiling_for("gpu"):
         lowered = program.jitted_step().trace(
-            program.abstract_state, frozen, abstract_batch(config, mesh)
+            program.abstract_state, abstract_frozen(config, mesh), abstract_batch(config, mesh)
         )
     # Without a GPU to try them on, XLA finds no tiles for some products of its own: cuBLAS's, then.
     options = {"xla_gpu_enable_triton_gemm": False}
