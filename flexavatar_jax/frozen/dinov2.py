@@ -17,7 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.layers import layer_norm, linear, normalise, patchify
+from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise, patchify
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
 
@@ -191,8 +191,6 @@ def _run(
 def _block(p: dict[str, dict[str, Array]], x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
     qkv = linear(layer_norm(x, p["norm1"]), p["qkv"])
     q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, d=HEAD_WIDTH)
-    x = x + linear(
-        rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)"), p["out"]
-    )
+    x = x + linear(rearrange(attend(q, k, v), "b n h d -> b n (h d)"), p["out"])
     hidden = jax.nn.gelu(linear(layer_norm(x, p["norm2"]), p["mlp_in"]), approximate=False)
     return x + linear(hidden, p["mlp_out"])

@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.layers import layer_norm, linear, normalise
+from flexavatar_jax.frozen.layers import attend, fuses, layer_norm, linear, normalise
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
 
@@ -272,8 +272,8 @@ def _block(
     q = _pool(q) if block.pool else q
     windows = x.shape[1]
     q, k, v = (rearrange(t, "b n t (h d) -> (b n) t h d", h=block.heads) for t in (q, k, v))
-    attend = jax.nn.dot_product_attention if block.window else _attend_globally
-    attended = rearrange(attend(q, k, v), "(b n) t h d -> b n t (h d)", n=windows)
+    way = attend if block.window or fuses(q) else _attend_globally
+    attended = rearrange(way(q, k, v), "(b n) t h d -> b n t (h d)", n=windows)
     x = skip + linear(attended, p["out"])
     hidden = jax.nn.gelu(linear(layer_norm(x, p["norm2"]), p["mlp_in"]), approximate=False)
     return x + linear(hidden, p["mlp_out"])

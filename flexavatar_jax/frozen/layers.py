@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from flexavatar_jax.model import attention_gpu
+from kernels import backends
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,3 +33,17 @@ def layer_norm(x: Float[Array, "*b c"], p: dict[str, Array]) -> Float[Array, "*b
     """Layer norm over the last axis (epsilon 1e-6), in float32 whatever the type of `x`."""
     y = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-6)
     return (y * p["scale"] + p["bias"]).astype(x.dtype)
+
+
+def attend(
+    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+) -> Float[Array, "b n h d"]:
+    """Softmax attention, fused where it can be."""
+    if fuses(q):
+        return attention_gpu.attend(q, [k], [v], causal=False)
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+def fuses(q: Float[Array, "b n h d"]) -> bool:
+    """Whether `attend` is cuDNN's, which keeps no logits: on NVIDIA GPUs that take such heads."""
+    return backends.platform() == "gpu" and attention_gpu.fits(q)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-import optax.contrib
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -31,6 +30,7 @@ from flexavatar_jax.model.head_template import HeadTemplate
 from flexavatar_jax.training.augment import finish_batch
 from flexavatar_jax.training.focus import focus_weights
 from flexavatar_jax.training.losses import draw_targets, training_loss
+from flexavatar_jax.training.muon import muon
 from flexavatar_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -69,20 +69,15 @@ class TrainState(NamedTuple):
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Adam or Muon with linear warm-up, then constant or (if `decay_steps` is set) cosine decay."""
     o = config.optimizer
+    adam = functools.partial(optax.adam, _schedule(o, o.learning_rate), b1=o.b1, b2=o.b2, eps=o.eps)
     if o.name == "muon":
-        # Updates of matrices are as large as Adam's usually are (Liu et al., arXiv 2502.16982), so
-        # one rate's schedule does for both; what `_matrices` leaves out is Adam's.
-        optimizer = optax.contrib.muon(
-            _schedule(o, o.muon_learning_rate),
-            beta=o.muon_beta,
-            consistent_rms=0.2,
-            adam_learning_rate=_schedule(o, o.learning_rate),
-            adam_b1=o.b1,
-            adam_b2=o.b2,
-            muon_weight_dimension_numbers=_matrices,
-        )
+        # Updates of matrices are as large as Adam's usually are, so one rate's schedule does for
+        # both.
+        rate = _schedule(o, o.muon_learning_rate)
+        rest = adam(nesterov=True)  # as the matrices' momenta are
+        optimizer = muon(rate, beta=o.muon_beta, is_matrix=_is_matrix, rest=rest)
     else:
-        optimizer = optax.adam(_schedule(o, o.learning_rate), b1=o.b1, b2=o.b2, eps=o.eps)
+        optimizer = adam()
     if not o.clip_norm:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), optimizer)
@@ -104,21 +99,15 @@ SMALLEST_MATRIX = 16
 """Muon is for matrices that mix many with many: not for the few numbers of a Gaussian."""
 
 
-def _matrices(params: nnx.State) -> nnx.State:
-    """Which parameters Muon changes: the transformers' and the convolutions' kernels.
+def _is_matrix(path: tuple, x: jax.Array) -> bool:
+    """Whether a parameter is Muon's: the transformers' and the convolutions' kernels.
 
     Embeddings (sinks, positions) are rows of their own, so they are Adam's.
     """
-
-    def dimensions(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        embedding = any(name in jax.tree_util.keystr(path) for name in ("sinks", "positions"))
-        if x.ndim == 2 and min(x.shape) >= SMALLEST_MATRIX and not embedding:
-            return optax.contrib.MuonDimensionNumbers(0, 1)
-        if x.ndim == 4 and min(x.shape[2:]) >= SMALLEST_MATRIX:
-            return optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-        return None
-
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    embedding = any(name in jax.tree_util.keystr(path) for name in ("sinks", "positions"))
+    if x.ndim == 2:
+        return min(x.shape) >= SMALLEST_MATRIX and not embedding
+    return x.ndim == 4 and min(x.shape[2:]) >= SMALLEST_MATRIX
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,8 @@ def test_sets_of_keys_are_put_together(monkeypatch, causal):
     rng = np.random.default_rng(0)
     q, *sets = (jnp.float32(rng.standard_normal((2, n, 3, 8))) for n in (9, 9, 2))
     sets = sets[:1] if causal else sets
-    both = (way(q, sets, sets, causal=causal) for way in WAYS)
+    with jax.default_matmul_precision("highest"):  # on GPUs, too
+        both = [way(q, sets, sets, causal=causal) for way in WAYS]
     np.testing.assert_allclose(*both, atol=1e-6)
 
 
