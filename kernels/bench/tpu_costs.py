@@ -31,7 +31,7 @@ from kernels.hardware import CHIPS, Chip
 from kernels.harmonics import SIZES
 from kernels.pallas_tpu.backend import BLOCK_PIXELS
 from kernels.pallas_tpu.lists import GROUP
-from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILE
+from kernels.pallas_tpu.sizes import CHUNK, GEOMETRY, PIXELS, TILE, TILES
 from kernels.platforms import look_for_no_absent_tpu
 
 # Vector operations, as libtpu 0.0.52 schedules the kernels for v5e.
@@ -39,6 +39,8 @@ FORWARD_OPS = 46
 """For a splat at a pixel, forward."""
 BACKWARD_OPS = 86
 """For a splat at a pixel, backward."""
+TEST_OPS = 50
+"""For a splat and a tile of its block: whether one reaches the other."""
 MATRIX_OPS = 3
 """For an element of a 0-1 matrix: compare, select, convert."""
 SORT_OPS = 10
@@ -177,9 +179,12 @@ def count_kernels(
         )
 
     blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
+    tests = lists.blocks * CHUNK * TILES
+    members = Work(4 * lists.blocks * ((GEOMETRY + 1) * CHUNK + TILES), 2 * tests, TEST_OPS * tests)
     both_lists = [
         make_lists(lists.image, lists.blocks, blocks),
-        make_lists(lists.blocks, lists.tiles, 32),
+        members,
+        make_lists(lists.blocks, lists.tiles, TILES),
     ]
 
     pairs = lists.tiles * CHUNK * PIXELS
@@ -194,7 +199,8 @@ def count_kernels(
         2 * pairs * (24 + 2 * sums + 6 * features + 9 * features + 24),
         BACKWARD_OPS * pairs,
     )
-    return [*both_lists, forward], [*both_lists, backward, *both_lists]
+    merging = [both_lists[0], both_lists[-1]]  # the transpose of splitting
+    return [*both_lists, forward], [*both_lists, backward, *merging]
 
 
 def _rows(channels: int) -> tuple[int, int]:

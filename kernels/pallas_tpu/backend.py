@@ -30,7 +30,15 @@ from kernels import binning
 from kernels.backends import Backend, Blend, Cotangent, Frame, Gradients, platform
 from kernels.pallas_tpu.composite import blend_tiles, blend_tiles_backward
 from kernels.pallas_tpu.lists import merge, split
-from kernels.pallas_tpu.members import WORD, Split, owners, pack_bits, plan, tile_members
+from kernels.pallas_tpu.members import (
+    WORD,
+    Split,
+    count_members,
+    owners,
+    pack_bits,
+    plan,
+    tile_members,
+)
 from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, OPACITY, TILE, TILES
 from kernels.projection import Splats
 
@@ -116,19 +124,21 @@ def tile_lists(
     num_blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
     rows = chunk_rows(splats, features, order)
     parents = jnp.array([0, rows.shape[0]], jnp.int32)
-    room = capacity // CHUNK + num_blocks
-    blocks = plan(_block_members(rows, width, height), parents, room)
+    # XLA sums up whole registers' worth of chunks without copies.
+    room = -(-(capacity // CHUNK + num_blocks) // CHUNK) * CHUNK
+    members = _block_members(rows, width, height)
+    blocks = plan(members, count_members(members), parents, room)
     by_block = split(rows, blocks, room)
 
     parents = blocks.starts[: num_blocks + 1]
-    members = tile_members(
+    members, counts = tile_members(
         by_block,
         owners(parents, room),
         parents[-1],
         tiles=binning.grid(width, height, (TILE, TILE)),
     )
     room = capacity // CHUNK + num_blocks * TILES
-    tiles = plan(members, parents, room)
+    tiles = plan(members, counts, parents, room)
     return TileLists(split(by_block, tiles, room), tiles.starts, blocks, tiles)
 
 
@@ -150,15 +160,16 @@ def _cut(image: Float[Array, "F H W"], rows: int) -> Float[Array, "tiles rows 25
     """Transpose of `_join`, with zeros for the `rows` that the image doesn't have."""
     features, height, width = image.shape
     across, down = binning.grid(width, height, BLOCK_PIXELS)
-    padding = (rows - features, down * BLOCK_PIXELS[1] - height, across * BLOCK_PIXELS[0] - width)
-    return rearrange(
-        jnp.pad(image, [(0, pad) for pad in padding]),
+    padding = (0, down * BLOCK_PIXELS[1] - height), (0, across * BLOCK_PIXELS[0] - width)
+    tiles = rearrange(
+        jnp.pad(image, [(0, 0), *padding]),
         "f (down ty h) (across tx w) -> (down across ty tx) f (h w)",
         ty=BLOCK[1],
         tx=BLOCK[0],
         h=TILE,
         w=TILE,
     )
+    return jnp.pad(tiles, [(0, 0), (0, rows - features), (0, 0)])
 
 
 def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Frame):
@@ -174,7 +185,7 @@ def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Fra
         lists = tile_lists(splats, features, order, frame=frame)
         blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
         # Whole, or XLA would take channels out of tiles, whose registers they share.
-        image = lax.optimization_barrier(_join(blended, width, height))
+        image = lax.optimization_barrier(_join(blended[:, : channels + 1], width, height))
         overflow = lists.blocks.dropped + lists.tiles.dropped
         return Blend(image[:channels], image[channels], overflow), (order, state)
 
@@ -201,12 +212,12 @@ def _backward(
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
-        table = table.T[inverse].T
-        return table[:GEOMETRY], table[GEOMETRY : GEOMETRY + channels]
+        return table.T[inverse].T
 
     d_images = jnp.moveaxis(cotangent.features, -1, 1), cotangent.alpha[:, None]
     d_images = jnp.concatenate(d_images, axis=1)
-    geometry, d_features = lax.map(one_image, (splats, features, residuals, d_images))
+    table = lax.map(one_image, (splats, features, residuals, d_images))
+    geometry, d_features = table[:, :GEOMETRY], table[:, GEOMETRY : GEOMETRY + channels]
     geometry = jnp.moveaxis(geometry, 1, -1)
     return Gradients(
         means=geometry[..., 0:2],

@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from kernels.binning import SLACK
-from kernels.pallas_tpu.products import iota
+from kernels.pallas_tpu.products import dot, iota
 from kernels.pallas_tpu.sizes import BLOCK, CHUNK, GEOMETRY, TILE, TILES
 from kernels.projection import MIN_ALPHA
 from kernels.varying import shape_like
@@ -27,6 +27,8 @@ WORD = 32
 """Children in a word of membership bits; their number is padded to it."""
 TOGETHER = 8
 """Chunks whose members are found in one step of the grid."""
+SUBLANES = 8
+"""Rows of a register, all of which a product fills."""
 
 
 class Split(NamedTuple):
@@ -57,31 +59,35 @@ def owners(starts: Int[Array, "ends"], chunks: int) -> Int[Array, "chunks"]:
     return jnp.clip(owner, 0, len(starts) - 2)
 
 
-def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], room: int) -> Split:
+def plan(
+    members: Int[Array, "chunks words 128"],
+    counts: Int[Array, "chunks children"],
+    parents: Int[Array, "ends"],
+    room: int,
+) -> Split:
     """Lay out the children's lists, in `room` chunks.
 
     Args:
       members: see `Split`.
+      counts: see `Split`; those of chunks that no parent owns don't matter.
       parents: parent p owns the chunks `parents[p]:parents[p + 1]`, p = 0, 1, ...
     """
-    chunks, words, _ = members.shape
-    children = words * WORD
+    chunks, children = counts.shape
     used = parents[-1]
     chunk = jnp.arange(chunks, dtype=jnp.int32)
-    counts = _count_bits(members).reshape(chunks, children)
     counts = jnp.where((chunk < used)[:, None], counts, 0)
-    before = jnp.concatenate([jnp.zeros((1, children), jnp.int32), jnp.cumsum(counts, axis=0)])
-    at_parents = before[parents]
+    sums = jnp.cumsum(counts, axis=0)
+    at_parents = jnp.where((parents > 0)[:, None], sums[parents - 1], 0)
     lengths = (at_parents[1:] - at_parents[:-1]).reshape(-1)
     ends = jnp.cumsum(-(-lengths // CHUNK), dtype=jnp.int32)
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
 
     parent = owners(parents, chunks)
-    base = starts[:-1].reshape(-1, children)[parent] * CHUNK
+    offset = starts[:-1].reshape(-1, children) * CHUNK - at_parents[:-1]
     fitting = jnp.clip((room - starts[:-1]) * CHUNK, 0, lengths)
     return Split(
         members=members,
-        places=base + before[:-1] - at_parents[parent],
+        places=offset[parent] + sums - counts,
         counts=counts,
         parent=parent,
         used=jnp.maximum(used, 1),
@@ -90,13 +96,13 @@ def plan(members: Int[Array, "chunks words 128"], parents: Int[Array, "ends"], r
     )
 
 
-def _count_bits(members: Int[Array, "chunks words 128"]) -> Int[Array, "chunks words 32"]:
-    """How many lanes have each bit set."""
+def count_members(members: Int[Array, "chunks words 128"]) -> Int[Array, "chunks children"]:
+    """How many members each chunk has for each child: lanes that have its bit set."""
     # Four bits at a time, a byte apart: bytes hold sums up to 128.
     apart = (members[:, :, None] >> jnp.arange(8, dtype=jnp.int32)[:, None]) & 0x01010101
     sums = jnp.sum(apart, axis=-1)[:, :, None]
     counts = (sums >> jnp.arange(0, WORD, 8, dtype=jnp.int32)[:, None]) & 255
-    return counts.reshape(*members.shape[:2], WORD)
+    return counts.reshape(len(members), -1)
 
 
 def pack_bits(members: Sequence[Array]) -> Array:
@@ -106,7 +112,7 @@ def pack_bits(members: Sequence[Array]) -> Array:
     return functools.reduce(jnp.bitwise_or, bits)
 
 
-def _members_kernel(block, splats, out, *, tiles):
+def _members_kernel(block, splats, out, counts, *, tiles):
     blocks_across = -(-tiles[0] // BLOCK[0])
     tile = iota((TILES, 1), 0)
     for i in range(splats.shape[0]):
@@ -130,6 +136,9 @@ def _members_kernel(block, splats, out, *, tiles):
         inside &= (tile_x < tiles[0]) & (tile_y < tiles[1])
         bits = jnp.where(inside, jnp.left_shift(1, tile), 0)
         out[i] = jnp.sum(bits, axis=0, keepdims=True)
+        ones = inside.astype(jnp.float32).astype(jnp.bfloat16)
+        summed = dot(jnp.ones((SUBLANES, CHUNK), jnp.bfloat16), ones, (1, 1))
+        counts[i : i + 1] = summed[:1].astype(jnp.int32)
 
 
 def tile_members(
@@ -138,13 +147,15 @@ def tile_members(
     used: Int[Array, ""],
     *,
     tiles: tuple[int, int],
-) -> Int[Array, "chunks 1 128"]:
-    """Which tiles of its block each splat touches, tested with the ellipse, as `Split.members`.
+) -> tuple[Int[Array, "chunks 1 128"], Int[Array, "chunks 32"]]:
+    """Which tiles of its block each splat touches, tested with the ellipse, and how many do.
+
+    As `Split.members` and `Split.counts`.
 
     Args:
       splats: rows x, y, p, q, r, opacity, and others.
       block: the block that a chunk belongs to.
-      used: chunks in use, the first ones; members of the others are undefined.
+      used: chunks in use, the first ones; what is said of the others is undefined.
       tiles: tiles across and down the image. A block's tiles outside of it are touched by nothing.
     """
     chunks = splats.shape[0]
@@ -154,9 +165,15 @@ def tile_members(
             num_scalar_prefetch=1,
             grid=(lax.div(jnp.maximum(used, 1) + TOGETHER - 1, TOGETHER),),
             in_specs=[pl.BlockSpec((TOGETHER, GEOMETRY, CHUNK), lambda step, _: (step, 0, 0))],
-            out_specs=pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
+            out_specs=[
+                pl.BlockSpec((TOGETHER, 1, CHUNK), lambda step, _: (step, 0, 0)),
+                pl.BlockSpec((TOGETHER, TILES), lambda step, _: (step, 0)),
+            ],
         ),
-        out_shape=shape_like(splats, chunks, 1, CHUNK, dtype=jnp.int32),
+        out_shape=[
+            shape_like(splats, chunks, 1, CHUNK, dtype=jnp.int32),
+            shape_like(splats, chunks, TILES, dtype=jnp.int32),
+        ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="tile_members",
     )(jnp.pad(block, (0, -chunks % TOGETHER)), splats)

@@ -107,7 +107,8 @@ def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     parents, room, children = np.array([0, 2, 2, 3]), 200, 2 * tpu_members.WORD
     members, packed = random_members(rng, chunks=4, words=2)
     splats = rng.normal(size=(4, 16, CHUNK)).astype(np.float32)
-    how = tpu_members.plan(packed, jnp.asarray(parents, jnp.int32), room)
+    counts = tpu_members.count_members(packed)
+    how = tpu_members.plan(packed, counts, jnp.asarray(parents, jnp.int32), room)
     lists = np.asarray(jax.jit(tpu_lists.split, static_argnums=2)(splats, how, room))
     d_lists = rng.normal(size=lists.shape).astype(np.float32)
     merged = np.asarray(jax.jit(tpu_lists.merge)(d_lists, how))
