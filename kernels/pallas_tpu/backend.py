@@ -212,7 +212,12 @@ def _backward(
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)
-        return table.T[inverse].T
+        # By a product with ones on the diagonal, which is exact: a transposition would be left to
+        # whoever reads the table, which would lie in memory with registers an eighth full.
+        ones = jnp.eye(len(table), dtype=table.dtype)
+        return lax.dot_general(
+            ones, table.T[inverse], (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
+        )
 
     d_images = jnp.moveaxis(cotangent.features, -1, 1), cotangent.alpha[:, None]
     d_images = jnp.concatenate(d_images, axis=1)
