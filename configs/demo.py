@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
             max_scale=0.02,
             dino=False,
             dtype="float32",
-            remat=False,
+            remat=0.0,
         )
     )
     # Many people a step, one target each: telling people apart is what a short run learns last.

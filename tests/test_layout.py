@@ -13,7 +13,12 @@ KNOWS = {
     "data_pipelines": {"data_pipelines"},
     "configs": {"configs"},
     "flexavatar_jax.model": {"kernels", "data_pipelines.frame", "flexavatar_jax.model"},
-    "flexavatar_jax.frozen": {"data_pipelines.errors", "flexavatar_jax.frozen"},
+    "flexavatar_jax.frozen": {
+        "kernels",
+        "data_pipelines.errors",
+        "flexavatar_jax.frozen",
+        "flexavatar_jax.model.attention_gpu",
+    },
 }
 """What these may import of the project; everything else may import whatever makes no circle."""
 

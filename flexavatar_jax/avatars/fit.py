@@ -124,7 +124,7 @@ def fit(
         return Fitted(np.asarray(code), np.zeros_like(expressions), np.zeros(0), [])
     model = loaded.model.folded()
     # A few pictures' activations find room; recomputing them would cost a third of a step.
-    model.decoder.transformer.remat = False
+    model.decoder.transformer.remat = 0.0
     graph, state = nnx.split(model)
     optimizer = _optimizer(settings)
     carry = (start, optimizer.init(start), jnp.zeros(settings.steps), jnp.zeros((), jnp.int32))

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model import attention_gpu, attention_tpu, norm_tpu, products
+from flexavatar_jax.model.remat import recomputed
 from kernels import backends
 
 MLP_RATIO = 4
@@ -315,10 +316,10 @@ class JointTransformer(nnx.Module):
         depth: int,
         *,
         dtype: DTypeLike,
-        remat: bool = False,
+        remat: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        """`remat`: recompute blocks in the backward pass instead of keeping what they computed."""
+        """`remat`: share of the blocks that are recomputed."""
         self.context_projection = linear(width, width, ("embed", "embed"), dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             JointBlock(width, heads, last=i == depth - 1, dtype=dtype, rngs=rngs)
@@ -331,12 +332,10 @@ class JointTransformer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"]
     ) -> Float[Array, "B N D"]:
-        run = JointBlock.__call__
-        if self.remat:
-            keep = jax.checkpoint_policies.save_only_these_names(attention_tpu.ATTENDED)
-            run = nnx.remat(run, policy=keep)
+        keep = jax.checkpoint_policies.save_only_these_names(attention_tpu.ATTENDED)
         context = self.context_projection(context)
-        for block in self.blocks:
+        for block, again in zip(self.blocks, recomputed(self.remat, len(self.blocks)), strict=True):
+            run = nnx.remat(JointBlock.__call__, policy=keep) if again else JointBlock.__call__
             x, context = run(block, x, context)
         return self.norm(x)
 

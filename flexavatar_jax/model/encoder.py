@@ -19,6 +19,7 @@ from flexavatar_jax.model.attention import (
     linear,
 )
 from flexavatar_jax.model.head_template import HeadTemplate
+from flexavatar_jax.model.remat import recomputed
 from flexavatar_jax.model.resampling import sample_grid
 
 FEATURE_SIZE = 768
@@ -99,8 +100,8 @@ class ImageEncoder(nnx.Module):
             q=self.patch_size,
         )
         x = self.patchify(patches) + self.positions[...].astype(self.dtype)
-        run = nnx.remat(CausalBlock.__call__) if self.remat else CausalBlock.__call__
-        for block in self.blocks:
+        for block, again in zip(self.blocks, recomputed(self.remat, len(self.blocks)), strict=True):
+            run = nnx.remat(CausalBlock.__call__) if again else CausalBlock.__call__
             x = run(block, x)
         return self.norm(x)
 

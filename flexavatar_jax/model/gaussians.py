@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from flexavatar_jax.model.attention import LINEAR_INIT, linear
 from flexavatar_jax.model.head_template import HeadTemplate, SamplePoints
-from flexavatar_jax.model.resampling import sample_grid
+from flexavatar_jax.model.resampling import places, sample_grid, take_points
 
 
 class Gaussians(NamedTuple):
@@ -97,9 +97,8 @@ class GaussianHead(nnx.Module):
     def sample(self, maps: Float[Array, "*b h w 14"]) -> Gaussians:
         """Gaussians at the grid's points, of `maps` that aren't biased yet."""
         values = rearrange(sample_grid(maps, self.grid, self.grid), "... y x c -> ... (y x) c")
-        values = jnp.take(
-            values, self.points.index, axis=-2, unique_indices=True, indices_are_sorted=True
-        )
+        index = self.points.index
+        values = take_points(values, index, places(index, values.shape[-2]))
         values = values + self.biases
         sizes = np.cumsum([h.out_features for h in self._heads])[:-1]
         color, scale, offset, opacity, rotation = jnp.split(values, sizes, axis=-1)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def interpolation_matrix(samples: int, size: int) -> Float[np.ndarray, "samples size"]:
@@ -39,3 +39,31 @@ def sample_grid(
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
+
+
+@jax.custom_vjp
+def take_points(
+    x: Float[ArrayLike, "*b P c"], index: Int[ArrayLike, "G"], place: Int[ArrayLike, "P"]
+) -> Float[Array, "*b G c"]:
+    """Some of the rows of `x`, each at most once.
+
+    Args:
+      index: the numbers of these rows, ascending.
+      place: `places(index, P)`: with it the gradient is taken from rows, too, not added to them.
+    """
+    return jnp.take(x, index, axis=-2, unique_indices=True, indices_are_sorted=True)
+
+
+def places(index: Int[np.ndarray, "G"], rows: int) -> Int[np.ndarray, "rows"]:
+    """Where in `index` each of so many rows stands; G for those that don't."""
+    found = np.full(rows, len(index), np.int32)
+    found[index] = np.arange(len(index))
+    return found
+
+
+def _take_backward(place: ArrayLike, dy: ArrayLike) -> tuple[Array, None, None]:
+    zero = jnp.zeros((*dy.shape[:-2], 1, dy.shape[-1]), dy.dtype)
+    return jnp.take(jnp.concatenate([dy, zero], axis=-2), place, axis=-2, mode="clip"), None, None
+
+
+take_points.defvjp(lambda x, index, place: (take_points(x, index, place), place), _take_backward)

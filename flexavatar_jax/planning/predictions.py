@@ -209,8 +209,8 @@ def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> 
     used = f"{found[1]} of {found[2]}" if found else "more memory than there is"
     local = config.batch // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate)
     changes = []
-    if not config.model.remat:
-        changes.append("--config.model.remat")
+    if config.model.remat < 1:
+        changes.append("--config.model.remat=1")
     if local > 1:
         changes.append(f"--config.accumulate={config.accumulate * local}")
     if mesh.shape["fsdp"] < mesh.size:

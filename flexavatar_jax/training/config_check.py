@@ -98,7 +98,7 @@ RULES = {
     "model.template": PATH,
     "model.dino": SWITCH,
     "model.dtype": _one_of("float32", "bfloat16"),
-    "model.remat": SWITCH,
+    "model.remat": SHARE,
     "frozen.dinov2_base": PATH,
     "frozen.dinov2_small": PATH,
     "frozen.sam2": PATH,

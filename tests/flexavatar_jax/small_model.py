@@ -33,7 +33,7 @@ def small_config(**changes) -> ConfigDict:
             uv_resolution=16,
             gaussian_resolution=20,
             dtype="float32",
-            remat=False,
+            remat=0.0,
         )
     )
     config.update(changes)

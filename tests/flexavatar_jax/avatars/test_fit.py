@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_bits_however_the_clock_runs(
 def test_a_model_trained_with_remat_is_fitted_all_the_same(loaded, truth, fitted):
     """As FLEX-1's config has it: what saves memory in training changes nothing here."""
     model = nnx.clone(loaded.model)
-    model.decoder.transformer.remat = True
+    model.decoder.transformer.remat = 1.0
     found = run(loaded._replace(model=model), truth)
     np.testing.assert_array_equal(found.code, fitted.code)
     assert model.decoder.transformer.remat

@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from configs import flex1
 from flexavatar_jax.frozen import dinov2, hiera
+from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.published.parity_rule import rule_weights
 from flexavatar_jax.training.losses import dino_loss, sam_loss
+from kernels import backends
 
 TOLERANCE = 5e-6
 """Relative error, norm of the difference over norm."""
@@ -113,3 +116,32 @@ def test_sam_loss_has_finite_gradients_all_over_the_image(image):
     assert np.isfinite(gradient).all()
     tiles = np.abs(gradient).reshape(16, 32, 16, 32, 3).max(axis=(1, 3, 4))
     assert (tiles > 0).all()
+
+
+@pytest.mark.parametrize("name", ["dinov2_small", "sam2"])
+def test_on_gpus_all_attention_is_cudnns(cudnn, monkeypatch, name):
+    """In 16 bits, both ways: in DINO's scan, and in SAM in windows and globally."""
+    config = flex1.get_config()
+    network = getattr(frozen_shapes(config), name)
+    run, size = {
+        "dinov2_small": (dinov2.perceptual_features, dinov2.SMALL.image_size),
+        "sam2": (hiera.image_embedding, config.model.image_size),
+    }[name]
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    attend, ways = jax.nn.dot_product_attention, set()
+
+    def noted(*arrays, implementation=None, **options):
+        ways.add(implementation)
+        return attend(*arrays, implementation=implementation, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
+
+    def loss(image, network):
+        features = jax.tree.leaves(run(network, image))
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in features)
+
+    with backends.compiling_for("gpu"):
+        traced = jax.jit(jax.grad(loss)).trace(image, network)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaSoftmaxBackward" in text
+    assert ways == {"cudnn"}

@@ -106,7 +106,7 @@ def test_rematerialisation_keeps_what_attention_returned(on_tpu):
     rng = np.random.default_rng(0)
     x, context = (jnp.float32(rng.standard_normal((1, n, 96))) for n in (16, 5))
 
-    model = JointTransformer(96, 2, 2, dtype=jnp.float32, remat=True, rngs=nnx.Rngs(0))
+    model = JointTransformer(96, 2, 2, dtype=jnp.float32, remat=1.0, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(model)
 
     def value(weights, x):

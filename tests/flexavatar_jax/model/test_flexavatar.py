@@ -8,6 +8,7 @@ from flax import nnx
 from small_model import decode, encode, inputs, rule_model, small_config, small_template
 
 from flexavatar_jax.model.flexavatar import FlexAvatar
+from flexavatar_jax.model.remat import recomputed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -93,14 +94,19 @@ def test_every_parameter_learns_and_rematerialisation_changes_no_gradient():
     expression = data.pop("expression")
     plain, rematerialised = (
         dict(nnx.to_flat_state(gradient(model, data, expression)))
-        for model in (
-            rule_model("public", shallow_config(remat=remat))[0] for remat in (False, True)
-        )
+        for model in (rule_model("public", shallow_config(remat=remat))[0] for remat in (0.0, 1.0))
     )
     for path, expected in plain.items():
         expected, found = np.asarray(expected[...]), np.asarray(rematerialised[path][...])
         assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-5, path
         assert (np.abs(expected).max() > 1e-5) != without_effect(path), path
+
+
+@pytest.mark.parametrize(
+    ("share", "blocks"), [(0.0, ""), (0.5, "xx"), (0.6, "xxx"), (1.0, "xxxx"), (True, "xxxx")]
+)
+def test_the_first_blocks_are_recomputed(share, blocks):
+    assert recomputed(share, 4) == [i < len(blocks) for i in range(4)]
 
 
 def without_effect(path):

@@ -1,11 +1,12 @@
 """Sampling maps at regular grids, with half a texel of zeros at the rim."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_reference import bilinear
 
-from flexavatar_jax.model.resampling import interpolation_matrix, sample_grid
+from flexavatar_jax.model.resampling import interpolation_matrix, places, sample_grid, take_points
 
 
 @pytest.mark.parametrize(("size", "samples"), [(4, 4), (5, 3), (3, 8), (16, 32)])
@@ -30,3 +31,20 @@ def test_the_outermost_samples_are_half_zero():
     weights = interpolation_matrix(8, 4).sum(axis=1)
     np.testing.assert_allclose(weights[[0, -1]], 0.5)
     np.testing.assert_allclose(weights[1:-1], 1)
+
+
+def test_points_are_taken_and_their_gradients_given_back():
+    rng = np.random.default_rng(1)
+    x = jnp.float32(rng.standard_normal((2, 9, 3)))
+    index = np.array([0, 2, 3, 8])
+    weights = jnp.float32(rng.standard_normal((2, 4, 3)))
+
+    def plain(x):
+        return x[:, index]
+
+    def ours(x):
+        return take_points(x, index, places(index, 9))
+
+    np.testing.assert_array_equal(ours(x), plain(x))
+    gradients = (jax.grad(lambda x, f=f: jnp.sum(weights * f(x) ** 2))(x) for f in (ours, plain))
+    np.testing.assert_array_equal(*gradients)
