@@ -207,6 +207,8 @@ def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
                 model[new] = model.pop(old)
         for gone in ("expression_size", "num_sources"):
             model.pop(gone, None)
+        if isinstance(model.get("remat"), bool):
+            model["remat"] = float(model["remat"])  # all blocks or none, before it was a share
         model.setdefault("bias_sinks", True)  # before there was a choice, every run had them
     loss = fields.get("loss")
     if isinstance(loss, dict):
