@@ -6,8 +6,8 @@
     python -m flexavatar_jax.train --config configs/procedural.py --workdir runs/procedural
 
 95 minutes of two CPU cores; on people who are not in the training data it reaches 19.5 dB PSNR and
-SSIM 0.784, where the best constant has 12.3 dB and 0.537. docs/experiments.md says how the weights in
-`pretrained/procedural` were trained on from there, to 20.2 dB and 0.799.
+SSIM 0.784, where the best constant has 12.3 dB and 0.537. The weights in `pretrained/procedural`
+were trained on from there, to 20.2 dB and 0.799: docs/experiments.md.
 """
 
 from ml_collections import ConfigDict

@@ -40,8 +40,8 @@ FORWARD_OPS = 46
 BACKWARD_OPS = 86
 """For a splat at a pixel, backward."""
 TEST_OPS = 50
-"""For a splat and a tile of its block, whether one reaches the other: 42 by the kernel's source, and
-some for the reductions."""
+"""For a splat and a tile of its block, whether one reaches the other: 42 by the kernel's source,
+and some for the reductions."""
 MATRIX_OPS = 3
 """For an element of a 0-1 matrix: compare, select, convert."""
 SORT_OPS = 10
