@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             template="",  # an OBJ with UVs; empty: the project's own head
             dino=True,  # frozen DINOv2 features beside the patches
             dtype="bfloat16",  # of the transformers; the rest is float32
-            remat=0.5,  # share of blocks that the backward pass computes again: time for memory
+            remat=1.0,  # share of blocks that the backward pass computes again: memory for time
         )
     )
 
