@@ -37,7 +37,7 @@ from flexavatar_jax.frozen.networks import load_frozen_networks
 from flexavatar_jax.runs.checkpoints import Checkpoints
 from flexavatar_jax.runs.loading import read_params
 from flexavatar_jax.runs.workdir import claim_workdir, open_workdir
-from flexavatar_jax.training.compilation import Programs, keep_compiled, record_compiled
+from flexavatar_jax.training.compilation import Programs, fitting, keep_compiled, record_compiled
 from flexavatar_jax.training.config_check import check_config
 from flexavatar_jax.training.held_out import HeldOut
 from flexavatar_jax.training.ledger import Ledger, process_age
@@ -68,10 +68,10 @@ def train(
       startup_seconds: since this process began, for the ledger.
 
     Raises:
-      UserError: a config that cannot be meant, a run that diverged, or what else the user has to
-        mend (data, folder, checkpoint).
+      UserError: a config that cannot be meant, a step that does not fit the devices, a run that
+        diverged, or what else the user has to mend (data, folder, checkpoint).
     """
-    with contextlib.closing(Ledger(startup_seconds)) as ledger:
+    with contextlib.closing(Ledger(startup_seconds)) as ledger, fitting(config):
         return _train(config, workdir, profile, stop or StopRequest(), ledger)
 
 

@@ -19,7 +19,7 @@ from flexavatar_jax.model import attention_tpu, norm_tpu, upsampler_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training import ssim_tpu
-from flexavatar_jax.training.compilation import abstract_batch, abstract_frozen
+from flexavatar_jax.training.compilation import abstract_batch, abstract_frozen, savings
 from flexavatar_jax.training.flops import StepFlops, step_flops
 from flexavatar_jax.training.sharding import make_mesh
 from flexavatar_jax.training.train_step import SCOPES, TrainProgram
@@ -208,11 +208,7 @@ def _does_not_fit(error: str, config: ConfigDict, topology: str, mesh: Mesh) -> 
     found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", error)
     used = f"{found[1]} of {found[2]}" if found else "more memory than there is"
     local = config.batch // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate)
-    changes = []
-    if config.model.remat < 1:
-        changes.append("--config.model.remat=1")
-    if local > 1:
-        changes.append(f"--config.accumulate={config.accumulate * local}")
+    changes = savings(config, local)
     if mesh.shape["fsdp"] < mesh.size:
         changes.append(f"--config.mesh.data=1 --config.mesh.fsdp={mesh.size}")
     changes.append("a chip with more memory (v6e: 32 GiB, v5p: 95 GiB)")

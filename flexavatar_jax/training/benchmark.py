@@ -33,7 +33,7 @@ from flexavatar_jax import cli
 from flexavatar_jax.frozen.networks import FrozenNetworks, frozen_shapes
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training import flops
-from flexavatar_jax.training.compilation import compile_step
+from flexavatar_jax.training.compilation import compile_step, fitting
 from flexavatar_jax.training.config_check import check_config
 from flexavatar_jax.training.sharding import batch_share, make_mesh, place, replicated
 from flexavatar_jax.training.train_step import TrainProgram
@@ -196,9 +196,10 @@ def main() -> None:
     if out:
         cli.check_out(out)
     perceptual = FLAGS.perceptual and bool(config.loss.dino or config.loss.sam)
-    timing = benchmark_step(
-        config, perceptual=perceptual, repeats=FLAGS.repeats, profile=FLAGS.profile
-    )
+    with fitting(config):
+        timing = benchmark_step(
+            config, perceptual=perceptual, repeats=FLAGS.repeats, profile=FLAGS.profile
+        )
     print(describe(timing))
     if out:
         write(out, json.dumps(dataclasses.asdict(timing), indent=2) + "\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
 from data_pipelines.files import is_remote
 from flexavatar_jax.frozen.networks import FrozenNetworks, frozen_shapes
 from flexavatar_jax.runs import digests
@@ -80,6 +82,39 @@ def abstract_frozen(config: ConfigDict, mesh: jax.sharding.Mesh) -> FrozenNetwor
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
         frozen_shapes(config),
     )
+
+
+@contextlib.contextmanager
+def fitting(config: ConfigDict) -> Iterator[None]:
+    """Within, a step that finds no room on the devices is a mistake with a way out.
+
+    Raises:
+      UserError: for XLA's error; says what takes less memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        local = max(1, config.batch // (jax.device_count() * config.accumulate))
+        raise UserError(
+            f"the devices' memory is too small for config.batch {config.batch}: try "
+            + ", then ".join([*savings(config, local), "a smaller --config.batch"])
+        ) from error
+
+
+def savings(config: ConfigDict, local: int) -> list[str]:
+    """What makes a step take less memory, cheapest first.
+
+    Args:
+      local: examples a device and micro-batch.
+    """
+    changes = []
+    if config.model.remat < 1:
+        changes.append("--config.model.remat=1")
+    if local > 1:
+        changes.append(f"--config.accumulate={config.accumulate * local}")
+    return changes
 
 
 class CompiledStep(NamedTuple):
