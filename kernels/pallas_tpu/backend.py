@@ -120,12 +120,11 @@ def tile_lists(
 
     `order` is theirs by depth; `frame.capacity` is how many entries there is room for.
     """
-    width, height, capacity = frame
+    width, height, _ = frame
     num_blocks = math.prod(binning.grid(width, height, BLOCK_PIXELS))
+    room, tiles_room = rooms(frame)
     rows = chunk_rows(splats, features, order)
     parents = jnp.array([0, rows.shape[0]], jnp.int32)
-    # XLA sums up whole registers' worth of chunks without copies.
-    room = -(-(capacity // CHUNK + num_blocks) // CHUNK) * CHUNK
     members = _block_members(rows, width, height)
     blocks = plan(members, count_members(members), parents, room)
     by_block = split(rows, blocks, room)
@@ -133,13 +132,19 @@ def tile_lists(
     parents = blocks.starts[: num_blocks + 1]
     members, counts = tile_members(
         by_block,
-        owners(parents, room),
+        owners(parents, len(by_block)),
         parents[-1],
         tiles=binning.grid(width, height, (TILE, TILE)),
     )
-    room = capacity // CHUNK + num_blocks * TILES
-    tiles = plan(members, counts, parents, room)
-    return TileLists(split(by_block, tiles, room), tiles.starts, blocks, tiles)
+    tiles = plan(members, counts, parents, tiles_room)
+    return TileLists(split(by_block, tiles, tiles_room), tiles.starts, blocks, tiles)
+
+
+def rooms(frame: Frame) -> tuple[int, int]:
+    """How many chunks the lists of all blocks, and those of all tiles, have room for."""
+    num_blocks = math.prod(binning.grid(frame.width, frame.height, BLOCK_PIXELS))
+    whole = frame.capacity // CHUNK
+    return whole + num_blocks, whole + num_blocks * TILES
 
 
 def _join(tiles: Float[Array, "tiles F 256"], width: int, height: int) -> Float[Array, "F H W"]:
@@ -200,6 +205,7 @@ def _backward(
     width, height, _ = frame
     across, _ = binning.grid(width, height, BLOCK_PIXELS)
     num, channels = features.shape[-2:]
+    blocks_room, tiles_room = rooms(frame)
 
     def one_image(inputs):
         splats, features, (order, state), d_image = inputs
@@ -208,7 +214,7 @@ def _backward(
         d_rows = blend_tiles_backward(
             lists.starts, lists.splats, state, d_tiles, blocks_across=across, absgrad=absgrad
         )
-        d_rows = merge(merge(d_rows, lists.tiles), lists.blocks)
+        d_rows = merge(merge(d_rows, lists.tiles, tiles_room), lists.blocks, blocks_room)
         table = unpack_rows(d_rows)
         index = jnp.arange(num, dtype=jnp.int32)
         inverse = jnp.zeros(num, jnp.int32).at[order].set(index, unique_indices=True)

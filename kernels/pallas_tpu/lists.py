@@ -16,6 +16,8 @@ parent, by the same 0-1 matrices. There are no atomics: the sums' bits are the s
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -57,11 +59,11 @@ def _targets(child, place, ranks) -> Int[Array, "1 128"]:
 
 
 def _split_kernel(
-    parent, rows, members, places, counts, out, ranks, growing, leaving, sent, semaphores
+    parent, rows, members, places, counts, out, ranks, growing, leaving, sent, semaphores, *, room
 ):
     chunk = pl.program_id(0)
     row = lax.rem(chunk, SCALAR_ROWS)
-    children, room = counts.shape[-1], out.shape[0]
+    children = counts.shape[-1]
 
     def send(slot, target):
         return pltpu.make_async_copy(leaving.at[slot], out.at[target], semaphores.at[slot])
@@ -145,16 +147,17 @@ def _specs(rows: int, words: int):
 
 def split(
     splats: Float[Array, "chunks R 128"], how: Split, room: int
-) -> Float[Array, "room R 128"]:
-    """The children's lists of splats.
+) -> Float[Array, "lists R 128"]:
+    """The children's lists of splats, in the first `room` chunks.
 
-    Lanes past a list's end are 0; chunks that no list owns are undefined.
+    Lanes past a list's end are 0; chunks that no list owns are undefined. Some follow that none can
+    own: XLA sums up whole registers' worth of chunks without copies.
     """
     _, rows, _ = splats.shape
     words = how.members.shape[1]
     children = words * WORD
     return pl.pallas_call(
-        _split_kernel,
+        functools.partial(_split_kernel, room=room),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(how.used,),
@@ -168,19 +171,19 @@ def split(
                 pltpu.SemaphoreType.DMA((BUFFERS,)),
             ],
         ),
-        out_shape=shape_like(splats, room, rows, CHUNK),
+        out_shape=shape_like(splats, -(-room // CHUNK) * CHUNK, rows, CHUNK),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="split_lists",
     )(how.parent, splats, how.members, how.places, how.counts)
 
 
 def _merge_kernel(
-    parent, starts, gradients, members, places, counts, out, ranks, current, coming, semaphores
-):
+    parent, starts, gradients, members, places, counts, out, ranks, current, coming, semaphores,
+    *, room,
+):  # fmt: skip
     chunk = pl.program_id(0)
     row = lax.rem(chunk, SCALAR_ROWS)
     children = counts.shape[-1]
-    room = gradients.shape[0]
 
     def fetch(child, target):
         return pltpu.make_async_copy(gradients.at[target], coming.at[child], semaphores.at[child])
@@ -242,7 +245,9 @@ def _merge_kernel(
     lax.fori_loop(0, children // GROUP, gather_group, 0)
 
 
-def merge(gradients: Float[Array, "room R 128"], how: Split) -> Float[Array, "chunks R 128"]:
+def merge(
+    gradients: Float[Array, "lists R 128"], how: Split, room: int
+) -> Float[Array, "chunks R 128"]:
     """Transpose of `split`: each splat of the parents gets the sum over its children's lists.
 
     Chunks of the parents that aren't in use are undefined.
@@ -252,7 +257,7 @@ def merge(gradients: Float[Array, "room R 128"], how: Split) -> Float[Array, "ch
     children = words * WORD
     chunk_rows, members, places, counts = _specs(rows, words)
     return pl.pallas_call(
-        _merge_kernel,
+        functools.partial(_merge_kernel, room=room),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(how.used,),

@@ -111,7 +111,7 @@ def test_split_keeps_order_and_merge_is_its_transpose(interpreter):
     how = tpu_members.plan(packed, counts, jnp.asarray(parents, jnp.int32), room)
     lists = np.asarray(jax.jit(tpu_lists.split, static_argnums=2)(splats, how, room))
     d_lists = rng.normal(size=lists.shape).astype(np.float32)
-    merged = np.asarray(jax.jit(tpu_lists.merge)(d_lists, how))
+    merged = np.asarray(jax.jit(tpu_lists.merge, static_argnums=2)(d_lists, how, room))
     assert how.dropped == 0
 
     expected = np.zeros((3, 16, CHUNK))
