@@ -181,7 +181,9 @@ def missing_nvidia_gpu() -> str | None:
 
 
 def compute_capability() -> float:
-    """That of the NVIDIA GPU here, an H100's where GPUs are compiled for; 0 for other makes."""
+    """That of the NVIDIA GPU here, an H100's where GPUs are compiled for; 0 for all else."""
+    if platform() != "gpu":
+        return 0.0
     if compiles_ahead():
         return 9.0
     found = re.fullmatch(r"(\d+)\.(\d)", getattr(jax.devices()[0], "compute_capability", ""))

@@ -18,9 +18,10 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.layers import attend, fuses, layer_norm, linear, normalise
+from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
+from flexavatar_jax.model import attention_gpu
 
 SOURCE = Source("facebook/sam2.1-hiera-small", "config.frozen.sam2", "config.loss.sam=0")
 IMAGE_SIZE = 1024
@@ -272,7 +273,7 @@ def _block(
     q = _pool(q) if block.pool else q
     windows = x.shape[1]
     q, k, v = (rearrange(t, "b n t (h d) -> (b n) t h d", h=block.heads) for t in (q, k, v))
-    way = attend if block.window or fuses(q) else _attend_globally
+    way = attend if block.window or attention_gpu.fits(q) else _attend_globally
     attended = rearrange(way(q, k, v), "(b n) t h d -> b n t (h d)", n=windows)
     x = skip + linear(attended, p["out"])
     hidden = jax.nn.gelu(linear(layer_norm(x, p["norm2"]), p["mlp_in"]), approximate=False)

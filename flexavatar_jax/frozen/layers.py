@@ -8,7 +8,6 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from flexavatar_jax.model import attention_gpu
-from kernels import backends
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,12 +37,7 @@ def layer_norm(x: Float[Array, "*b c"], p: dict[str, Array]) -> Float[Array, "*b
 def attend(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
 ) -> Float[Array, "b n h d"]:
-    """Softmax attention, fused where it can be."""
-    if fuses(q):
+    """Softmax attention; cuDNN's, which keeps no logits, where it takes the heads."""
+    if attention_gpu.fits(q):
         return attention_gpu.attend(q, [k], [v], causal=False)
     return jax.nn.dot_product_attention(q, k, v)
-
-
-def fuses(q: Float[Array, "b n h d"]) -> bool:
-    """Whether `attend` is cuDNN's, which keeps no logits: on NVIDIA GPUs that take such heads."""
-    return backends.platform() == "gpu" and attention_gpu.fits(q)

@@ -128,7 +128,7 @@ def attend(
     k, v = ([_split_heads(x, heads) for x in xs] for xs in (k, v))
     if norms:
         q, k = norms.queries(q), [norm(x) for norm, x in zip(norms.keys, k, strict=True)]
-    if platform == "gpu" and attention_gpu.fits(q):
+    if attention_gpu.fits(q):
         way = attention_gpu.attend
     else:
         way = _attend_in_cache if platform == "cpu" else _attend_at_once

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data_pipelines.batch import Batch
+from data_pipelines.cameras import orbit
 from data_pipelines.errors import UserError
 from data_pipelines.files import write
 from data_pipelines.frame import MONOCULAR, MULTI_VIEW, neutral_code
@@ -150,9 +151,10 @@ def heads_all_round(config: ConfigDict, examples: int) -> Batch:
     batch: dict[str, Any] = {name: np.zeros(*shape) for name, shape in shapes.items()}
     for name in ("input_image", "input_mask", "target_image", "target_mask"):
         batch[name] = rng.integers(0, 256, batch[name].shape, np.uint8)
-    turns = np.arange(examples * targets).reshape(examples, targets) / (examples * targets)
-    batch["input_cam2head"] = np.stack([camera(0.0)] * examples)
-    batch["target_cam2head"] = np.stack([[camera(turn) for turn in row] for row in turns])
+    around = np.arange(examples * targets) * 360 / (examples * targets)
+    views = np.float32([orbit(azimuth, 0.0, DISTANCE, np.zeros(3)) for azimuth in around])
+    batch["input_cam2head"] = np.repeat(views[:1], examples, axis=0)
+    batch["target_cam2head"] = views.reshape(examples, targets, 4, 4)
     K = np.float32([[FOCAL_LENGTH, 0, 0.5], [0, FOCAL_LENGTH, 0.5], [0, 0, 1]])
     for name in ("input_K", "target_K"):
         batch[name] = np.broadcast_to(K, batch[name].shape)
@@ -161,17 +163,6 @@ def heads_all_round(config: ConfigDict, examples: int) -> Batch:
     batch["jitter"] += np.float32([1, 1, 1, 0])
     batch["source"] = np.where(np.arange(examples) % 2, MONOCULAR, MULTI_VIEW).astype(np.int32)
     return Batch(**batch)
-
-
-def camera(turn: float) -> np.ndarray:
-    """[4, 4] camera to head, looking at its middle from so much of a full turn to its left."""
-    angle = 2 * np.pi * turn
-    backward = np.array([np.sin(angle), 0.0, np.cos(angle)])
-    right = np.array([np.cos(angle), 0.0, -np.sin(angle)])
-    cam2head = np.eye(4, dtype=np.float32)
-    cam2head[:3, :3] = np.stack([right, [0, -1, 0], -backward], axis=1)
-    cam2head[:3, 3] = DISTANCE * backward
-    return cam2head
 
 
 def describe(timing: Timing) -> str:

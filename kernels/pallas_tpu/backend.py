@@ -189,7 +189,7 @@ def _forward(splats: Splats, features: Float[Array, "images N F"], *, frame: Fra
         _, order = lax.sort((splats.depths, index), num_keys=1, is_stable=True)
         lists = tile_lists(splats, features, order, frame=frame)
         blended, state = blend_tiles(lists.starts, lists.splats, blocks_across=across)
-        # Whole, or XLA would take channels out of tiles, whose registers they share.
+        # Whole, or XLA would part the channels while they lie in tiles, whose registers they share.
         image = lax.optimization_barrier(_join(blended[:, : channels + 1], width, height))
         overflow = lists.blocks.dropped + lists.tiles.dropped
         return Blend(image[:channels], image[channels], overflow), (order, state)

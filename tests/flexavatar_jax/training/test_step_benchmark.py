@@ -10,21 +10,21 @@ from data_pipelines.frame import MONOCULAR, MULTI_VIEW
 from flexavatar_jax.training.benchmark import (
     DISTANCE,
     benchmark_step,
-    camera,
     describe,
     heads_all_round,
 )
 
 
-@pytest.mark.parametrize("turn", [0.0, 0.2, 0.5, 0.9])
-def test_cameras_look_at_the_head_upright(turn):
-    cam2head = camera(turn)
-    rotation, place = cam2head[:3, :3], cam2head[:3, 3]
-    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
-    assert np.linalg.det(rotation) > 0
-    np.testing.assert_allclose(rotation[:, 2], -place / DISTANCE, atol=1e-6)  # forward: inwards
-    np.testing.assert_allclose(rotation[:, 1], [0, -1, 0], atol=1e-6)  # down
-    np.testing.assert_allclose(camera(0.0)[:3, 3], [0, 0, DISTANCE], atol=1e-6)  # before the face
+def test_cameras_look_at_the_head_upright(tiny_config):
+    batch = heads_all_round(tiny_config, 4)
+    for cam2head in batch.target_cam2head.reshape(-1, 4, 4):
+        rotation, place = cam2head[:3, :3], cam2head[:3, 3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
+        assert np.linalg.det(rotation) > 0
+        np.testing.assert_allclose(rotation[:, 2], -place / DISTANCE, atol=1e-6)  # inwards
+        np.testing.assert_allclose(rotation[:, 1], [0, -1, 0], atol=1e-6)  # down
+    before_the_face = batch.input_cam2head[:, :3, 3]
+    np.testing.assert_allclose(before_the_face, [[0, 0, DISTANCE]] * 4, atol=1e-6)
 
 
 def test_batches_have_both_sources_and_all_sides(tiny_config):
