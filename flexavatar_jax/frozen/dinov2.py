@@ -17,6 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flexavatar_jax.frozen import block_tpu
 from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise, patchify
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
@@ -75,7 +76,7 @@ def patch_features(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arra
     Any size of image goes: it is resized bilinearly with antialiasing. No gradient is defined
     through it, as none is needed.
     """
-    tokens = _run(params["blocks"], _embed(params, encoder_input(image)))
+    tokens = _run(params["blocks"], _embed(params, encoder_input(image)), range(BASE.depth))
     tokens = layer_norm(tokens, params["norm"])[:, 1 + BASE.registers :]
     side = BASE.image_size // PATCH
     return jax.lax.stop_gradient(rearrange(tokens, "b (h w) c -> b h w c", h=side))
@@ -93,8 +94,7 @@ def perceptual_features(
     """Hidden states 5, 8 and 11 of `SMALL` (0 would be the embeddings), class token first."""
     tokens, states = _embed(params, image), []
     for start, stop in pairwise((0, *PERCEPTUAL_LAYERS)):
-        blocks = jax.tree.map(lambda p, i=start, j=stop: p[i:j], params["blocks"])
-        tokens = _run(blocks, tokens)
+        tokens = _run(params["blocks"], tokens, range(start, stop))
         states.append(tokens)
     return states
 
@@ -182,10 +182,14 @@ def _embed(params: Params, image: Float[Array, "b h w 3"]) -> Float[Array, "b n 
 
 
 def _run(
-    blocks: dict[str, dict[str, Array]], tokens: Float[Array, "b n c"]
+    blocks: Params, tokens: Float[Array, "b n c"], which: range
 ) -> Float[Array, "b n c"]:
-    """`tokens` through stacked blocks, of which the backward pass keeps only the inputs."""
-    return jax.lax.scan(lambda x, p: (jax.checkpoint(_block)(p, x), None), tokens, blocks)[0]
+    """`tokens` through some of the stacked blocks, of which the backward pass keeps only tokens."""
+    if block_tpu.fits():
+        heads = tokens.shape[-1] // HEAD_WIDTH
+        return block_tpu.blocks(blocks, tokens[:, None], which, heads=heads)[:, 0]
+    some = jax.tree.map(lambda p: p[which.start : which.stop], blocks)
+    return jax.lax.scan(lambda x, p: (jax.checkpoint(_block)(p, x), None), tokens, some)[0]
 
 
 def _block(p: dict[str, dict[str, Array]], x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:

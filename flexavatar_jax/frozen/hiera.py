@@ -6,6 +6,7 @@ positions; Ravi et al., SAM 2 (2024).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flexavatar_jax.frozen import block_tpu
 from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
@@ -73,12 +75,15 @@ def _blocks() -> tuple[Block, ...]:
 
 
 BLOCKS = _blocks()
-ENTRY, PERIOD, REPEATS = 5, 3, 3
-"""After the first five blocks, the same three (the third attends globally) come three times."""
-EXIT = ENTRY + PERIOD * REPEATS
-assert BLOCKS[ENTRY:EXIT] == REPEATS * BLOCKS[ENTRY : ENTRY + PERIOD]
+ENTRY, WINDOWS, REPEATS = 5, 2, 3
+"""After the first five blocks, two in windows and one that attends globally come three times."""
+PERIOD = BLOCKS[ENTRY : ENTRY + WINDOWS + 1]
+EXIT = ENTRY + len(PERIOD) * REPEATS
+assert BLOCKS[ENTRY:EXIT] == REPEATS * PERIOD
 
 Params = dict
+Stacked = tuple[Params, int]
+"""A block's parameters: one of several blocks' [L, ...], and which."""
 
 
 def load(path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32) -> Params:
@@ -100,10 +105,9 @@ def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arr
     )
     x = x + params["patch"]["b"] + params["positions"]
 
-    x = _through(BLOCKS[:ENTRY], params["entry"], x)
-    period = BLOCKS[ENTRY : ENTRY + PERIOD]
-    x, _ = jax.lax.scan(lambda x, p: (_through(period, p, x), None), x, params["repeated"])
-    stride_16, x = x, _through(BLOCKS[EXIT:], params["exit"], x)
+    x = _through(BLOCKS[:ENTRY], [(stack, 0) for stack in params["entry"]], x)
+    stride_16 = x = _repeated(params["windows"], params["global"], x)
+    x = _through(BLOCKS[EXIT:], [(stack, 0) for stack in params["exit"]], x)
     coarse = repeat(linear(x, params["neck_32"]), "b h w c -> b (h 2) (w 2) c")
     return linear(stride_16, params["neck_16"]) + coarse
 
@@ -160,6 +164,9 @@ def fold(weights: Mapping[str, np.ndarray], dtype: DTypeLike = jnp.float32) -> P
         }
         return p | {"skip": dense(f"{name}.proj")} if BLOCKS[i].pool else p
 
+    def stack(*indices: int) -> Params:
+        return jax.tree.map(lambda *p: np.stack(p), *map(block, indices))
+
     grid = IMAGE_SIZE // STRIDE
     background = rearrange(w["backbone.pos_embed"], "1 c h w -> h w c")
     window = rearrange(w["backbone.pos_embed_window"], "1 c h w -> h w c")
@@ -173,12 +180,10 @@ def fold(weights: Mapping[str, np.ndarray], dtype: DTypeLike = jnp.float32) -> P
         },
         "positions": resize_bicubic(background, grid, antialias=False)
         + np.tile(window, (tiles, tiles, 1)),
-        "entry": [block(i) for i in range(ENTRY)],
-        "repeated": [
-            jax.tree.map(lambda *p: np.stack(p), *(block(i) for i in range(first, EXIT, PERIOD)))
-            for first in range(ENTRY, ENTRY + PERIOD)
-        ],
-        "exit": [block(i) for i in range(EXIT, len(BLOCKS))],
+        "entry": [stack(i) for i in range(ENTRY)],
+        "windows": stack(*(i for i in range(ENTRY, EXIT) if i not in GLOBAL_BLOCKS)),
+        "global": stack(*GLOBAL_BLOCKS),
+        "exit": [stack(i) for i in range(EXIT, len(BLOCKS))],
         "neck_32": dense("neck.convs.0"),
         "neck_16": neck_16,
     }
@@ -211,11 +216,29 @@ def _squares_kernel(kernel: Float[np.ndarray, "o c 7 7"]) -> Float[np.ndarray, "
     return rearrange(kernel, "o c (h r) (w s) -> h w (c r s) o", r=STRIDE, s=STRIDE)
 
 
+def _repeated(
+    windows: Params, whole: Params, x: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """A map after the period of blocks that comes several times."""
+
+    def period(x: Array, windows: Params, whole: Params, i: int = 0) -> Array:
+        blocks = [(windows, WINDOWS * i + k) for k in range(WINDOWS)]
+        return _through(PERIOD, [*blocks, (whole, i)], x)
+
+    if block_tpu.fits():  # takes its layer's weights from among all, which a loop would copy
+        for i in range(REPEATS):
+            x = period(x, windows, whole, i)
+        return x
+    windows = jax.tree.map(lambda p: p.reshape(REPEATS, WINDOWS, *p.shape[1:]), windows)
+    whole = jax.tree.map(lambda p: p[:, None], whole)
+    return jax.lax.scan(lambda x, p: (period(x, *p), None), x, (windows, whole))[0]
+
+
 def _through(
-    blocks: Sequence[Block], params: Sequence[Params], x: Float[Array, "b h w c"]
+    blocks: Sequence[Block], params: Sequence[Stacked], x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
     """A map after consecutive blocks, which is cut into windows only where windows change."""
-    runs: list[list[tuple[Block, Params]]] = []
+    runs: list[list[tuple[Block, Stacked]]] = []
     for block, p in zip(blocks, params, strict=True):
         if not runs or block.window != runs[-1][-1][0].window_after:
             runs.append([])
@@ -223,11 +246,15 @@ def _through(
     for run in runs:
         size, window = x.shape[1], run[0][0].window or x.shape[1]
         pools = sum(block.pool for block, _ in run)
-        inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
+        inside = None
+        if size % window:
+            inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
         x = _to_windows(x, window, pools)
-        for block, p in run:
-            x = _block(block, p, x, inside)
-            inside = _pool(inside) if block.pool else inside
+        # Neighbours in one stack, which are alike, go together.
+        for _, some in itertools.groupby(run, key=lambda one: id(one[1][0])):
+            (block, (stack, first)), *more = some
+            x = _blocks(block, stack, range(first, first + 1 + len(more)), x, inside)
+            inside = _pool(inside) if block.pool and inside is not None else inside
         x = _from_windows(x, size >> pools, window >> pools)
     return x
 
@@ -259,17 +286,33 @@ def _from_windows(x: Float[Array, "b n t c"], size: int, window: int) -> Float[A
     return x[:, :size, :size]
 
 
-def _block(
-    block: Block, p: Params, x: Float[Array, "b n t c"], inside: Float[Array, "1 n t 1"]
+def _blocks(
+    block: Block,
+    stack: Params,
+    which: range,
+    x: Float[Array, "b n t c"],
+    inside: Float[Array, "1 n t 1"] | None,
 ) -> Float[Array, "b n t2 c2"]:
-    """Attention within each window, of pooled queries where the block halves the resolution.
+    """Alike blocks one after the other: attention within each window, of pooled queries where a
+    block halves the resolution.
 
-    What fills up a map counts as zero before the projection to q, k and v, and is attended to like
-    anything else: so was SAM trained.
+    What fills up a map (`inside` is 0 there) counts as zero before the projection to q, k and v,
+    and is attended to like anything else: so was SAM trained.
     """
+    if block_tpu.fits():
+        return block_tpu.blocks(stack, x, which, heads=block.heads, inside=inside)
+    for i in which:
+        x = _block(block, jax.tree.map(lambda p, i=i: p[i], stack), x, inside)
+    return x
+
+
+def _block(
+    block: Block, p: Params, x: Float[Array, "b n t c"], inside: Float[Array, "1 n t 1"] | None
+) -> Float[Array, "b n t2 c2"]:
     normed = layer_norm(x, p["norm1"])
     skip = _pool(linear(normed, p["skip"])) if block.pool else x
-    q, k, v = jnp.split(linear(normed * inside, p["qkv"]), 3, axis=-1)
+    normed = normed if inside is None else normed * inside
+    q, k, v = jnp.split(linear(normed, p["qkv"]), 3, axis=-1)
     q = _pool(q) if block.pool else q
     windows = x.shape[1]
     q, k, v = (rearrange(t, "b n t (h d) -> (b n) t h d", h=block.heads) for t in (q, k, v))

@@ -61,9 +61,9 @@ def forward_kernel(static: Static, *refs) -> None:
         out = jnp.zeros((rows.size, static.lanes), jnp.float32)
         for h in heads:
             q, _ = _normed(static, h, q_ref[0, rows, :], scales[0])
-            weights, total = _softmax(static, [_dot(q, k, 1, 1) for k in keys[h]], axis=1)
+            weights, total = _softmax(static, [dot(q, k, 1, 1) for k in keys[h]], axis=1)
             one = sum(
-                _dot(w.astype(q.dtype), v, 1, 0) for w, v in zip(weights, values[h], strict=True)
+                dot(w.astype(q.dtype), v, 1, 0) for w, v in zip(weights, values[h], strict=True)
             )
             out += _spread(static, h, one / total)
         out_ref[0, rows, :] = out.astype(out_ref.dtype)
@@ -93,18 +93,18 @@ def backward_kernel(static: Static, *refs) -> None:
             window = static.window(h)
             q, inverse = _normed(static, h, q_ref[0, rows, :], scales[0])
             d_out = _own(static, h, cotangent[0, rows, :])
-            weights, total = _softmax(static, [_dot(k, q, 1, 1) for k in keys[h]], axis=0)
+            weights, total = _softmax(static, [dot(k, q, 1, 1) for k in keys[h]], axis=0)
             weights = [w / total for w in weights]
-            d_weights = [_dot(v, d_out, 1, 1) for v in values[h]]
+            d_weights = [dot(v, d_out, 1, 1) for v in values[h]]
             pairs = zip(weights, d_weights, strict=True)
             mean = sum(jnp.sum(w * d, axis=0, keepdims=True) for w, d in pairs)
             one = 0.0
             for i in range(sets):
                 d_logits = weights[i] * (d_weights[i] - mean) * static.width**-0.5
                 d_logits = d_logits.astype(q.dtype)
-                dv_sums[i][:, window] += _dot(weights[i].astype(q.dtype), d_out, 1, 0)
-                dk_sums[i][:, window] += _dot(d_logits, q, 1, 0)
-                one += _dot(d_logits, keys[h][i], 0, 0)
+                dv_sums[i][:, window] += dot(weights[i].astype(q.dtype), d_out, 1, 0)
+                dk_sums[i][:, window] += dot(d_logits, q, 1, 0)
+                one += dot(d_logits, keys[h][i], 0, 0)
             one, d_scale = _norm_gradient(static, h, q_ref[0, rows, :], scales[0], inverse, one)
             dq += _spread(static, h, one)
             d_scales[0][0, 0, :, window] += d_scale
@@ -194,7 +194,7 @@ def _norm_gradient(static, head, x, scale, inverse, gradient):
     return inverse * (scaled - wide * mean), jnp.sum(gradient * wide, axis=0, keepdims=True)
 
 
-def _dot(a, b, a_axis, b_axis):
+def dot(a, b, a_axis, b_axis):
     """Products summed over an axis of each, in float32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(

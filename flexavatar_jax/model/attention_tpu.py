@@ -74,7 +74,7 @@ def attend(
       heads: D = heads * C.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    kind = (mesh.abstract_device or jax.devices()[0]).device_kind
+    small = on_small_chip()
     width = q.shape[-1] // heads
 
     def own(q, k, v, norm):
@@ -85,7 +85,7 @@ def attend(
             width,
             lengths,
             epsilon if norm else 0.0,
-            kind.startswith(SMALL_CHIPS),
+            small,
         )
         scales = [norm.queries, *norm.keys] if norm else [jnp.ones(width)] * (1 + len(k))
         scales = tuple(jnp.tile(x.astype(jnp.float32), static.heads)[None] for x in scales)
@@ -101,6 +101,12 @@ def attend(
     return jax.shard_map(
         own, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
     )(*arrays, norm)
+
+
+def on_small_chip() -> bool:
+    """Whether what is traced is for one of `SMALL_CHIPS`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device.device_kind.startswith(SMALL_CHIPS)
 
 
 def batch_axes(mesh: AbstractMesh) -> tuple[str, ...]:

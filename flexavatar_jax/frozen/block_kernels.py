@@ -1,0 +1,411 @@
+"""The kernels of `block_tpu`, for the rows of one program and one layer.
+
+Refs hold rows of tokens, [sets, rows, C]; a pooled block has four *sets*, row by row what pools to
+one token. Of several layers, each finds its tokens where the one before has left them. Queries, keys and values lie in whole registers of 128 lanes (`block_tpu` pads narrower
+heads), so that no lane ever moves; where several heads share a register, each is worked on among
+zeros for its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from flexavatar_jax.model.attention_kernels import LANES, NOBODY, dot
+
+EPSILON = 1e-6
+"""Of both norms."""
+
+
+class Static(NamedTuple):
+    """What a kernel is compiled for."""
+
+    heads: int
+    width: int
+    """Lanes of a head: of `LANES` a divisor or a multiple."""
+    scale: float
+    """Of logits."""
+    sets: int
+    """1, or 4 in a block that pools."""
+    span: int
+    """Neighbouring rows of a set that are attended to together."""
+    window: int
+    """Rows of a set that attend to one another, among those of a span; less than that is a power of
+    two."""
+    length: int
+    """Rows of a window that hold tokens; those after them are padding."""
+    queries: int
+    """Rows whose logits are on the chip at a time."""
+    program: int
+    """Rows of a program."""
+    rows: int
+    """Rows that are multiplied by weights at a time."""
+    masked: bool
+    """Some tokens count as zero in attention."""
+    layers: int
+    """Alike, one after the other; a block that pools comes alone."""
+
+    @property
+    def lanes(self) -> int:
+        """Of all queries."""
+        return -(-self.heads * self.width // LANES) * LANES
+
+    @property
+    def register(self) -> int:
+        """Lanes that are worked on together: whole heads in whole registers."""
+        return max(self.width, LANES)
+
+    def heads_of(self, register: int) -> range:
+        """The heads within one."""
+        each = self.register // self.width
+        return range(register * each, min((register + 1) * each, self.heads))
+
+
+class Weights(NamedTuple):
+    """Of a block: matrices [in, out]; biases and norms [1, C], float32."""
+
+    norm1: Any
+    """Scale, bias."""
+    q: Any
+    """Matrix, bias; and so on."""
+    k: Any
+    v: Any
+    skip: Any
+    """Of a pooled block; else None."""
+    out: Any
+    norm2: Any
+    mlp_in: Any
+    mlp_out: Any
+
+
+def forward_kernel(static: Static, tree: Any, *refs) -> None:
+    """Refs: x [sets, rows, C], mask [sets, rows, 1] (if any) and weights as `tree` has them;
+    written: tokens [rows, D]; tokens between attention and MLP, and what went in; queries, keys and
+    values."""
+    (x_ref, mask_ref, weights), written = _unpack(tree, refs, 6 if static.layers > 1 else 5)
+    out_ref, middle_ref, *inputs, q_ref, k_ref, v_ref = written
+    count = q_ref.shape[0]
+    xs = [x_ref.at[s] for s in range(static.sets)]
+    if inputs:
+        xs = [_carried(static, xs[0], out_ref)]
+        _copy(static, out_ref, inputs[0])
+    _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref, middle_ref)
+
+    def attend(queries, keys, register):
+        lanes = _lanes(static, register)
+        q = q_ref[queries, lanes]
+        out = jnp.zeros(q.shape, jnp.float32)
+        for h in static.heads_of(register):
+            logits = _logits(static, h, q, k_ref, queries, keys, lanes, axis=1)
+            parts, total = _exponentials(logits, axis=1)
+            one = sum(
+                dot(part.astype(q.dtype), v_ref[s, keys, lanes], 1, 0)
+                for s, part in enumerate(parts)
+            )
+            out += _own(static, h, one / total)
+        q_ref[queries, lanes] = out.astype(q.dtype)  # nobody else's queries
+
+    for register in range(static.lanes // static.register):
+        _for_spans(static, count, functools.partial(attend, register=register))
+
+    def finish(rows):
+        skip = middle_ref[rows, :] if weights.skip else xs[0][rows, :]
+        x = skip.astype(jnp.float32) + _linear(q_ref[rows, :], weights.out)
+        middle_ref[rows, :] = x.astype(middle_ref.dtype)
+        normed, _, _ = _norm(x, weights.norm2)
+        hidden = _gelu(_linear(normed.astype(skip.dtype), weights.mlp_in))
+        out = x + _linear(hidden.astype(skip.dtype), weights.mlp_out)
+        out_ref[rows, :] = out.astype(out_ref.dtype)
+
+    _for_rows(count, static.rows, finish)
+
+
+def backward_kernel(static: Static, tree: Any, *refs) -> None:
+    """Refs: x, mask and weights as forward, tokens between attention and MLP, and the cotangent;
+    written: dx [sets, rows, C]; queries, keys and values, whose place their gradients take, the
+    gradients of what was attended and of the tokens in between, and of a span's keys and values.
+
+    Logits are [keys, queries] here: of all products one alone then needs a transposition.
+    """
+    inputs, (dx_ref, q_ref, k_ref, v_ref, attended, middle, dk_sum, dv_sum) = _unpack(tree, refs, 8)
+    x_ref, mask_ref, weights, middle_ref, dy_ref = inputs
+    count = q_ref.shape[0]
+    if static.layers > 1:
+        dy_ref = _carried(static, dy_ref, dx_ref.at[0])
+    xs = [x_ref.at[s] for s in range(static.sets)]
+    _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref)
+
+    def through_mlp(rows):
+        x, dy = middle_ref[rows, :], dy_ref[rows, :]
+        normed, standard, inverse = _norm(x, weights.norm2)
+        z = _linear(normed.astype(x.dtype), weights.mlp_in)
+        d_hidden = _back(dy, weights.mlp_out) * _gelu_slope(z)
+        d_normed = _back(d_hidden.astype(x.dtype), weights.mlp_in)
+        dx = dy.astype(jnp.float32) + _norm_back(d_normed, weights.norm2, standard, inverse)
+        middle[rows, :] = dx
+        attended[rows, :] = _back(dx.astype(x.dtype), weights.out).astype(x.dtype)
+
+    _for_rows(count, static.rows, through_mlp)
+
+    def attend(queries, keys, register):
+        lanes = _lanes(static, register)
+        q, d_out = q_ref[queries, lanes], attended[queries, lanes]
+        dq = jnp.zeros(q.shape, jnp.float32)
+        for h in static.heads_of(register):
+            own_q, own_d = _own(static, h, q), _own(static, h, d_out)
+            logits = _logits(static, h, q, k_ref, queries, keys, lanes, axis=0)
+            parts, total = _exponentials(logits, axis=0)
+            scale = 1 / total
+            parts = [part * scale for part in parts]
+            d_parts = [dot(v_ref[s, keys, lanes], own_d, 1, 1) for s in range(static.sets)]
+            mean = sum(
+                jnp.sum(p * d, axis=0, keepdims=True) for p, d in zip(parts, d_parts, strict=True)
+            )
+            one = 0.0
+            for s, (part, d_part) in enumerate(zip(parts, d_parts, strict=True)):
+                d_logits = (part * (d_part - mean)).astype(q.dtype)
+                dv_sum[s] += dot(part.astype(q.dtype), own_d, 1, 0)
+                dk_sum[s] += dot(d_logits, own_q, 1, 0)
+                one += dot(d_logits, k_ref[s, keys, lanes], 0, 0)
+            dq += _own(static, h, one)
+        q_ref[queries, lanes] = (dq * static.scale).astype(q.dtype)
+
+    def begin(_):
+        dk_sum[...] = jnp.zeros_like(dk_sum)
+        dv_sum[...] = jnp.zeros_like(dv_sum)
+
+    def end(keys, register):
+        lanes = _lanes(static, register)
+        k_ref[:, keys, lanes] = dk_sum[...].astype(k_ref.dtype)
+        v_ref[:, keys, lanes] = dv_sum[...].astype(v_ref.dtype)
+
+    for register in range(static.lanes // static.register):
+        here = functools.partial(attend, register=register)
+        _for_spans(static, count, here, begin, functools.partial(end, register=register))
+
+    def finish(rows):
+        mask = mask_ref[:, rows, :] if static.masked else None
+        tokens = [x[rows, :] for x in xs]
+        norms = [_norm(x, weights.norm1) for x in tokens]
+        d_middle, dq, d_skip = middle[rows, :], [q_ref[rows, :]], [None]
+        if weights.skip:
+            normed = [n.astype(x.dtype) for (n, _, _), x in zip(norms, tokens, strict=True)]
+            d_skip = _pool_back([_linear(n, weights.skip) for n in normed], d_middle)
+            if mask is not None:
+                normed = [n * mask[s].astype(n.dtype) for s, n in enumerate(normed)]
+            queries = [_linear(n, weights.q) for n in normed]
+            dq = _pool_back(queries, dq[0].astype(jnp.float32))
+        for s, (x, (_, standard, inverse)) in enumerate(zip(tokens, norms, strict=True)):
+            d_normed = _back(dq[s].astype(x.dtype), weights.q)
+            d_normed += _back(k_ref[s, rows, :], weights.k) + _back(v_ref[s, rows, :], weights.v)
+            if mask is not None:
+                d_normed *= mask[s]
+            if weights.skip:
+                d_normed += _back(d_skip[s].astype(x.dtype), weights.skip)
+            dx = _norm_back(d_normed, weights.norm1, standard, inverse)
+            if not weights.skip:
+                dx += d_middle
+            dx_ref[s, rows, :] = dx.astype(dx_ref.dtype)
+
+    _for_rows(count, static.rows, finish)
+
+
+def _unpack(tree, refs, written):
+    """What comes in, as `tree` has it, and what is written."""
+    return jax.tree.unflatten(tree, refs[:-written]), refs[-written:]
+
+
+def _carried(static, first, ref):
+    """`ref`, where one layer leaves [rows, C] for the next, and `first` for the first one."""
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        _copy(static, first, ref)
+
+    return ref
+
+
+def _copy(static, source, target):
+    def copy(rows):
+        target[rows, :] = source[rows, :]
+
+    _for_rows(target.shape[0], static.rows, copy)
+
+
+def _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref, skip_ref=None):
+    """Queries, scaled and pooled, keys and values of all rows; of a pooled block what is added to
+    what was attended, if anybody asks."""
+
+    def project(rows):
+        queries, skips = [], []
+        for s, x_ref in enumerate(xs):
+            x = x_ref[rows, :]
+            normed, _, _ = _norm(x, weights.norm1)
+            if weights.skip and skip_ref is not None:
+                skips.append(_linear(normed.astype(x.dtype), weights.skip))
+            if static.masked:
+                normed *= mask_ref[s, rows, :]
+            normed = normed.astype(x.dtype)
+            queries.append(_linear(normed, weights.q))
+            k_ref[s, rows, :] = _linear(normed, weights.k).astype(k_ref.dtype)
+            v_ref[s, rows, :] = _linear(normed, weights.v).astype(v_ref.dtype)
+        q_ref[rows, :] = (_pool(*queries) * static.scale).astype(q_ref.dtype)
+        if skips:
+            skip_ref[rows, :] = _pool(*skips).astype(skip_ref.dtype)
+
+    _for_rows(q_ref.shape[0], static.rows, project)
+
+
+def _pool(first, *others):
+    """The larger of the larger ones of two pairs; of one, itself."""
+    if not others:
+        return first
+    return jnp.maximum(jnp.maximum(first, others[0]), jnp.maximum(*others[1:]))
+
+
+def _pool_back(values, gradient):
+    """Gradients in each of the four sets of values that `_pool` took."""
+    a, b, c, d = values
+    upper, lower = _larger_back(jnp.maximum(a, b), jnp.maximum(c, d), gradient)
+    return [*_larger_back(a, b, upper), *_larger_back(c, d, lower)]
+
+
+def _larger_back(a, b, gradient):
+    """Gradients in a and b of the larger one; halves where they are equal."""
+    share = jnp.where(a > b, 1.0, jnp.where(a == b, 0.5, 0.0))
+    return gradient * share, gradient * (1 - share)
+
+
+def _logits(static, head, q, k_ref, queries, keys, lanes, *, axis):
+    """Of a head, for each set of keys, which lie along `axis`; what isn't attended to is NOBODY."""
+    q = _own(static, head, q)
+    logits = []
+    for s in range(static.sets):
+        k = k_ref[s, keys, lanes]
+        x = dot(q, k, 1, 1) if axis else dot(k, q, 1, 1)
+        key = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+        heard = None
+        if static.window < static.span:
+            query = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1 - axis)
+            query += queries.start - keys.start
+            heard = (key ^ query) < static.window
+            key &= static.window - 1
+        if static.length < static.window:
+            exists = key < static.length
+            heard = exists if heard is None else heard & exists
+        logits.append(x if heard is None else jnp.where(heard, x, NOBODY))
+    return logits
+
+
+def _exponentials(logits, axis):
+    """Weights before they are divided by their sum, and the sum."""
+    top = functools.reduce(jnp.maximum, (jnp.max(x, axis, keepdims=True) for x in logits))
+    parts = [jnp.exp(x - top) for x in logits]
+    return parts, sum(jnp.sum(x, axis, keepdims=True) for x in parts)
+
+
+def _own(static, head, x):
+    """Lanes of a head among zeros for the other heads of the register."""
+    if static.width >= LANES:
+        return x
+    first = head % (LANES // static.width) * static.width
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    mine = (lane >= first) & (lane < first + static.width)
+    return jnp.where(mine, x, jnp.zeros_like(x))
+
+
+def _lanes(static, register):
+    return slice(register * static.register, (register + 1) * static.register)
+
+
+def _norm(x, weights):
+    """Normed tokens; before scale and bias; 1 / their standard deviation. All float32."""
+    scale, bias = weights
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=1, keepdims=True) + EPSILON)
+    standard = centred * inverse
+    return standard * scale[...] + bias[...], standard, inverse
+
+
+def _norm_back(gradient, weights, standard, inverse):
+    scaled = gradient * weights[0][...]
+    mean = jnp.mean(scaled, axis=1, keepdims=True)
+    product = jnp.mean(scaled * standard, axis=1, keepdims=True)
+    return inverse * (scaled - mean - standard * product)
+
+
+def _gelu(z):
+    """z Phi(z), Phi being the normal distribution."""
+    _, tail = _density_and_tail(z)
+    return jnp.maximum(z, 0) - jnp.abs(z) * tail
+
+
+def _gelu_slope(z):
+    density, tail = _density_and_tail(z)
+    return jnp.where(z < 0, tail, 1 - tail) + z * density
+
+
+def _density_and_tail(z):
+    """The normal distribution's density at z, and what it leaves beyond |z|.
+
+    By formula 7.1.26 of Abramowitz and Stegun, Handbook of Mathematical Functions (1964), off by
+    1e-7 at most. It takes half of what the error function does, and has the density in it.
+    """
+    root = 0.3275911 * math.sqrt(0.5)
+    t = _reciprocal(1 + root * jnp.abs(z))
+    series = 0.0
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = (series + 0.5 * coefficient) * t
+    bell = jnp.exp(-0.5 * z * z)
+    return bell * (1 / math.sqrt(2 * math.pi)), series * bell
+
+
+def _reciprocal(x):
+    """1 / x for x >= 1, by one step of Newton's from the hardware's estimate."""
+    guess = pl.reciprocal(x, approx=True)
+    return guess * (2 - x * guess)
+
+
+def _linear(x, weights):
+    """x w + b in float32."""
+    matrix, bias = weights
+    return dot(x, matrix[...], 1, 0) + bias[...]
+
+
+def _back(gradient, weights):
+    """The gradient in what `_linear` took."""
+    return dot(gradient, weights[0][...], 1, 1)
+
+
+def _for_rows(count: int, step: int, body: Callable) -> None:
+    """`body` for each `step` rows of `count`."""
+
+    @pl.loop(0, count // step)
+    def _(i):
+        body(pl.ds(pl.multiple_of(i * step, step), step))
+
+
+def _for_spans(static, count, body, begin=None, end=None):
+    """`body` for some queries and the keys of their span at a time; `begin` and `end` before and
+    after each span."""
+    step = static.queries
+
+    def one(keys):
+        if begin:
+            begin(keys)
+
+        @pl.loop(0, static.span // step)
+        def _(i):
+            body(pl.ds(pl.multiple_of(keys.start + i * step, math.gcd(keys.size, step)), step), keys)
+
+        if end:
+            end(keys)
+
+    _for_rows(count, static.span, one)

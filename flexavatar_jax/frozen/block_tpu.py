@@ -1,0 +1,334 @@
+"""A frozen transformer block on TPUs: one Pallas kernel forward, one backward.
+
+Perceptual losses send each pair of images through many small blocks, whose arrays XLA carries
+through memory some thirty times a block. Weights that aren't trained fit on chip, and windows of
+tokens know nothing of one another: a program takes some windows through the whole block, norms,
+attention and MLP, and the backward pass, which wants no gradient of a weight, takes them back.
+Between the two, only tokens are kept: a block's input, and what its MLP sees.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from flexavatar_jax.frozen.block_kernels import Static, Weights, backward_kernel, forward_kernel
+from flexavatar_jax.model import attention_tpu
+from flexavatar_jax.model.attention_kernels import LANES
+from kernels import backends
+
+SUBLANES = 16
+"""Rows that fill a register of bfloat16."""
+
+ROWS = 2048
+"""Of a program, where windows are smaller."""
+
+HIDDEN = 256 * 1536
+"""Elements of a hidden layer that are on chip at a time."""
+
+LOGITS = 128 * 4096
+"""Of a head that are on chip at a time."""
+
+QUERIES = 256
+"""At a time, at most."""
+
+VMEM = 60 << 20
+"""Bytes on chip that a program may take: v5e, v5p and v6e have 64 MiB and more."""
+
+NORM_OPS, NORM_BACK_OPS = 11, 12
+"""Vector operations for an element: two conversions, statistics (4), scaling (2), bias, rounding
+(2); scaled gradient, its two means (3), what they leave (4), conversions, sum with the other
+gradient."""
+
+LOGIT_OPS, LOGIT_BACK_OPS = 12, 18
+"""For a logit: masks (3), maximum, difference, exponential (4), sum, rounding (2); backward also
+the product with the sum, two more and a sum, difference, rounding, but no second maximum."""
+
+GELU_OPS, GELU_BACK_OPS = 27, 32
+"""For an element of the hidden layer: bias, the bell (6) and its tail (19), absolute value,
+products, sums, rounding; backward also density, choice of tail, and products."""
+
+OTHER_OPS = 6
+"""For an element of anything that comes of a product: bias, sums, scaling, pooling, rounding."""
+
+VECTOR_OPS = {"block_forward": 1, "block_backward": 1}
+"""A kernel's cost estimate has its vector operations as transcendentals."""
+
+
+def fits() -> bool:
+    """Whether what is traced is for TPUs that have room for a block."""
+    return backends.platform() == "tpu" and not attention_tpu.on_small_chip()
+
+
+def blocks(
+    p: dict[str, dict[str, Array]],
+    x: Float[Array, "b n t c"],
+    which: range,
+    *,
+    heads: int,
+    inside: Float[Array, "1 n t 1"] | None = None,
+) -> Float[Array, "b n t2 d"]:
+    """Pre-norm transformer blocks with exact GELU, one after the other, over windows of tokens.
+
+        x' = x + attention(norm1(x)),  y = x' + mlp(norm2(x'))
+
+    Products take, and tokens and weights are rounded to, the type of `x`; all else is float32.
+    Differentiable in `x` alone.
+
+    Args:
+      p: `norm1`, `qkv`, `out`, `norm2`, `mlp_in`, `mlp_out`, each of many blocks [L, ...]; with
+        `skip`, a block projects what it adds to, and pools that and its queries by a maximum: of
+        four quarters of each window's list of tokens into one. Such a block comes alone.
+      which: of those, the blocks to go through, neighbours.
+      inside: 1 for tokens, 0 for those that count as zero in attention.
+    """
+    windows, tokens = x.shape[1:3]
+    sets = 4 if "skip" in p else 1
+    static = _static(p, windows * tokens // sets, tokens // sets, heads, sets, inside, len(which))
+    grow = ((0, -windows % (static.span // static.window)), (0, static.window - tokens // sets))
+
+    def rows(a):
+        a = rearrange(a, "... n (s t) c -> ... s n t c", s=sets)
+        a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 3), *grow, (0, 0)))
+        return rearrange(a, "... n t c -> ... (n t) c")
+
+    mask = None if inside is None else rows(jnp.float32(inside[0]))
+    y = _blocks(static, which.start, rows(x), mask, _weights(static, p, x.dtype))
+    y = rearrange(y, "b (n t) c -> b n t c", t=static.window)
+    return y[:, :windows, : tokens // sets]
+
+
+def _static(p, rows, tokens, heads, sets, inside, layers) -> Static:
+    """What the kernels are compiled for; `rows` are all of a set, `tokens` those of a window."""
+    head = p["out"]["w"].shape[1] // heads
+    if tokens > LANES:
+        steps = max(-(-tokens // QUERIES), -(-tokens * tokens * sets // LOGITS))
+        queries = -(-tokens // steps // SUBLANES) * SUBLANES
+        window = span = steps * queries
+    else:
+        window = 1 << (tokens - 1).bit_length()
+        span = queries = LANES
+    spans = -(-(rows // tokens) // (span // window))
+    program = span * _largest(spans, lambda n: n * span * sets <= ROWS)
+    most = HIDDEN // (sets * p["mlp_in"]["w"].shape[2])
+    return Static(
+        heads=heads,
+        width=head if LANES % head == 0 else _whole(head),
+        scale=head**-0.5,
+        sets=sets,
+        span=span,
+        window=window,
+        length=tokens,
+        queries=queries,
+        program=program,
+        rows=_largest(program, lambda n: n % SUBLANES == 0 and n <= most),
+        masked=inside is not None,
+        layers=layers,
+    )
+
+
+def _largest(count: int, good: Callable[[int], bool]) -> int:
+    """The largest divisor of `count` that is `good`, or the smallest one that is a multiple of
+    `SUBLANES`, or 1."""
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    return max(filter(good, divisors), default=1)
+
+
+def _weights(static, p, dtype) -> Weights:
+    """The kernels' weights: queries, keys and values apart, each head in lanes of its own."""
+
+    def lanes(a, axis):
+        """Heads along an axis, each with zeros after it up to its lanes."""
+        before, after = a.shape[:axis], a.shape[axis + 1 :]
+        head = a.shape[axis] // static.heads
+        a = a.reshape(*before, static.heads, head, *after)
+        a = _pad(a, axis + 1, static.width - head)
+        a = a.reshape(*before, static.heads * static.width, *after)
+        return _pad(a, axis, static.lanes - a.shape[axis])
+
+    def linear(w, b):
+        return w.astype(dtype), jnp.float32(b)[:, None]
+
+    def norm(q):
+        return jnp.float32(q["scale"])[:, None], jnp.float32(q["bias"])[:, None]
+
+    qkv = zip(*(jnp.split(p["qkv"][name], 3, axis=-1) for name in "wb"), strict=True)
+    qkv = (linear(lanes(w, 2), lanes(b, 1)) for w, b in qkv)
+    skip = linear(**p["skip"]) if "skip" in p else None
+    out = linear(lanes(p["out"]["w"], 1), p["out"]["b"])
+    mlp = linear(**p["mlp_in"]), linear(**p["mlp_out"])
+    return Weights(norm(p["norm1"]), *qkv, skip, out, norm(p["norm2"]), *mlp)
+
+
+def _pad(a, axis, amount):
+    return jnp.pad(a, [(0, amount if i == axis else 0) for i in range(a.ndim)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _blocks(static, first, x, mask, weights):
+    return _forward(static, first, x, mask, weights)[0]
+
+
+def _blocks_forward(static, first, x, mask, weights):
+    out, middle, *inputs = _forward(static, first, x, mask, weights)
+    inputs = inputs[0][:, :, None] if inputs else x[None]
+    return out, (inputs, mask, weights, middle)
+
+
+def _forward(static, first, x, mask, weights):
+    """[b, rows, D] of tokens [b, sets, rows, C]; of each layer the tokens before its MLP; of
+    several, those before the layer, too."""
+    batch, sets, rows, width = x.shape
+    place = _Places(static, first, backward=False)
+    shape = batch, rows, weights.out[0].shape[2]
+    outputs = [jax.ShapeDtypeStruct(shape, x.dtype)]
+    outputs += [jax.ShapeDtypeStruct((static.layers, *shape), x.dtype)] * min(static.layers, 2)
+    return _call(
+        static,
+        forward_kernel,
+        (x, mask, weights),
+        (place.sets(x), place.mask(mask), place.weights(weights)),
+        outputs,
+        [place.tokens(outputs[0]), *map(place.each, outputs[1:])],
+        _room(static, x.dtype),
+    )
+
+
+def _blocks_backward(static, first, saved, cotangent):
+    inputs, mask, weights, middle = saved
+    place = _Places(static, first, backward=True)
+    dx = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    scratch = _room(static, inputs.dtype)
+    scratch.append(pltpu.VMEM((static.program, static.lanes), inputs.dtype))
+    scratch.append(pltpu.VMEM((static.program, middle.shape[-1]), jnp.float32))
+    scratch += [pltpu.VMEM((static.sets, static.span, static.register), jnp.float32)] * 2
+    (dx,) = _call(
+        static,
+        backward_kernel,
+        (inputs, mask, weights, middle, cotangent),
+        (
+            place.each_sets(inputs),
+            place.mask(mask),
+            place.weights(weights),
+            place.each(middle),
+            place.tokens(cotangent),
+        ),
+        [dx],
+        [place.sets(dx)],
+        scratch,
+    )
+    return dx, *jax.tree.map(jnp.zeros_like, (mask, weights))
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+class _Places:
+    """What of its arrays a program sees, for example b, rows i and step l."""
+
+    def __init__(self, static: Static, first: int, *, backward: bool):
+        self.static, self.first = static, first
+        self.layer = (lambda l: static.layers - 1 - l) if backward else (lambda l: l)
+
+    def tokens(self, x: Any) -> pl.BlockSpec:
+        """Of [b, rows, c]."""
+        return pl.BlockSpec((None, self.static.program, x.shape[-1]), lambda b, i, l: (b, i, 0))
+
+    def sets(self, x: Any) -> pl.BlockSpec:
+        """Of [b, sets, rows, c]."""
+        shape = (None, self.static.sets, self.static.program, x.shape[-1])
+        return pl.BlockSpec(shape, lambda b, i, l: (b, 0, i, 0))
+
+    def each(self, x: Any) -> pl.BlockSpec:
+        """Of [layers, b, rows, c]."""
+        shape = (None, None, self.static.program, x.shape[-1])
+        return pl.BlockSpec(shape, lambda b, i, l: (self.layer(l), b, i, 0))
+
+    def each_sets(self, x: Any) -> pl.BlockSpec:
+        """Of [layers, b, sets, rows, c]."""
+        shape = (None, None, self.static.sets, self.static.program, x.shape[-1])
+        return pl.BlockSpec(shape, lambda b, i, l: (self.layer(l), b, 0, i, 0))
+
+    def mask(self, mask: Any) -> pl.BlockSpec | None:
+        """Of [sets, rows, 1]."""
+        shape = (self.static.sets, self.static.program, 1)
+        return None if mask is None else pl.BlockSpec(shape, lambda b, i, l: (0, i, 0))
+
+    def weights(self, weights: Weights) -> Any:
+        """Of [L, ...], those of a layer."""
+
+        def one(w):
+            return pl.BlockSpec(
+                (None, *w.shape[1:]), lambda b, i, l: (self.first + self.layer(l), 0, 0)
+            )
+
+        return jax.tree.map(one, weights)
+
+
+def _room(static, dtype) -> list[Any]:
+    """For queries, keys and values."""
+    rows = (static.program, static.lanes)
+    return [pltpu.VMEM(shape, dtype) for shape in (rows, *[(static.sets, *rows)] * 2)]
+
+
+def _call(static, kernel, inputs, in_specs, outputs, out_specs, scratch):
+    flat, tree = jax.tree.flatten(inputs)
+    x, _, weights = inputs[:3]
+    backward = kernel is backward_kernel
+    return pl.pallas_call(
+        functools.partial(kernel, static, tree),
+        grid=(x.shape[-4], x.shape[-2] // static.program, static.layers),
+        in_specs=jax.tree.leaves(in_specs),
+        out_specs=out_specs,
+        out_shape=outputs,
+        scratch_shapes=scratch,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM
+        ),
+        cost_estimate=_cost(static, x, weights, [*flat, *outputs], backward=backward),
+        name=f"block_{'backward' if backward else 'forward'}",
+    )(*flat)
+
+
+def _cost(static, x, weights, arrays, *, backward):
+    """What the units do with whole registers: lanes without a use are multiplied, too."""
+    batch, _, rows, width = x.shape[-4:]
+    matrices = weights.mlp_out[0], weights.mlp_in[0]
+    width, out, hidden = map(_whole, (width, *(m.shape[2] for m in matrices)))
+    tokens, lanes = batch * rows, static.lanes
+    inputs, skip = tokens * static.sets, out if weights.skip else 0
+    logits = tokens * static.heads * static.sets * _whole(static.span)
+
+    project = inputs * 3 * width * lanes
+    if backward:
+        products = 2 * project + tokens * out * (lanes + 3 * hidden)
+        products += inputs * width * (2 * skip + (lanes if skip else 0))
+        products += 5 * logits * static.register
+        vector = inputs * (width * (NORM_OPS + NORM_BACK_OPS) + lanes * 5 * OTHER_OPS)
+        vector += inputs * (2 * skip * OTHER_OPS) + logits * LOGIT_BACK_OPS
+        vector += tokens * (out * (NORM_OPS + NORM_BACK_OPS) + hidden * GELU_BACK_OPS)
+    else:
+        products = project + inputs * width * skip + tokens * out * (lanes + 2 * hidden)
+        products += 2 * logits * static.register
+        vector = inputs * (width * NORM_OPS + (3 * lanes + skip) * OTHER_OPS) + logits * LOGIT_OPS
+        vector += tokens * (out * (NORM_OPS + 2 * OTHER_OPS) + hidden * GELU_OPS)
+    everything = sum(a.size * a.dtype.itemsize for a in arrays)
+    unused = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(weights))
+    return pl.CostEstimate(
+        flops=2 * products * static.layers,
+        transcendentals=vector * static.layers,
+        bytes_accessed=everything - unused + unused * static.layers // len(weights.out[0]),
+    )
+
+
+def _whole(lanes: int) -> int:
+    """Lanes of whole registers that hold so many."""
+    return -(-lanes // LANES) * LANES
