@@ -10,18 +10,23 @@ chip's memory fails here, not on the pod. `planning.predictions` says where the 
 
 from __future__ import annotations
 
+import tempfile
+
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from flexavatar_jax import cli
 from flexavatar_jax.planning.predictions import NAMES, Report, predict_step, topology_mesh
+from flexavatar_jax.planning.schedules import write_schedules
 from flexavatar_jax.training.config_check import check_config
 
 
 def main() -> None:
     # TPUs are compiled for, never used; without this JAX would look for them.
     jax.config.update("jax_platforms", "cpu")
+    # What comes from there has no schedule.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = FLAGS.config
     check_config(config)
     mesh = topology_mesh(config, FLAGS.topology)
@@ -33,7 +38,12 @@ def main() -> None:
     perceptual = FLAGS.perceptual and bool(config.loss.dino or config.loss.sam)
     what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
     print(f"compiling the training step {what} for {mesh.size} chips ...", flush=True)
-    print(describe(predict_step(config, FLAGS.topology, perceptual=perceptual)))
+    with tempfile.TemporaryDirectory() as schedules:
+        write_schedules(schedules)
+        report = predict_step(
+            config, FLAGS.topology, perceptual=perceptual, schedules=schedules
+        )
+    print(describe(report))
 
 
 def describe(report: Report) -> str:
@@ -60,8 +70,8 @@ def describe(report: Report) -> str:
         + ", ".join(f"{name} {time * 1e3:.3g}" for name, time in r.seconds.items()),
         f"predicted rate    {r.batch / r.step_seconds:.0f} examples/s on the {r.chips} chips, "
         f"{100 * r.utilisation:.0f}% of their peak (MFU)",
-        "predicted by the compiler's cycles, kernels and interconnect from published rates; "
-        "nothing was run",
+        "predicted by the compiler's cycles and schedules, rasterizer and interconnect from "
+        "published rates; nothing was run",
     ]
     return "\n".join(lines)
 

@@ -19,6 +19,11 @@ from jax.experimental import pallas as pl
 
 from flexavatar_jax.model.attention_kernels import LANES, NOBODY, dot
 
+SUBLANES = 8
+
+TOGETHER = 1024
+"""Keys and registers, one times the other, that are worked on in one go."""
+
 EPSILON = 1e-6
 """Of both norms."""
 
@@ -61,6 +66,13 @@ class Static(NamedTuple):
         """Lanes that are worked on together: whole heads in whole registers."""
         return max(self.width, LANES)
 
+    @property
+    def groups(self) -> list[range]:
+        """Registers that are attended to in one go: one has room for many keys, all for few."""
+        registers = self.lanes // self.register
+        size = max(1, min(registers, TOGETHER // (self.sets * self.span)))
+        return [range(i, min(i + size, registers)) for i in range(0, registers, size)]
+
     def heads_of(self, register: int) -> range:
         """The heads within one."""
         each = self.register // self.width
@@ -86,10 +98,11 @@ class Weights(NamedTuple):
 
 def forward_kernel(static: Static, tree: Any, *refs) -> None:
     """Refs: x [sets, rows, C], mask [sets, rows, 1] (if any) and weights as `tree` has them;
-    written: tokens [rows, D]; tokens between attention and MLP, and what went in; queries, keys and
-    values."""
-    (x_ref, mask_ref, weights), written = _unpack(tree, refs, 6 if static.layers > 1 else 5)
-    out_ref, middle_ref, *inputs, q_ref, k_ref, v_ref = written
+    written: tokens [rows, D]; for the backward pass tokens between attention and MLP, what was
+    attended [rows, lanes], logarithms of the softmax's sums [rows, heads], and, of several layers,
+    what went in; queries, keys and values."""
+    (x_ref, mask_ref, weights), written = _unpack(tree, refs, 8 if static.layers > 1 else 7)
+    out_ref, middle_ref, attended, sums, *inputs, q_ref, k_ref, v_ref = written
     count = q_ref.shape[0]
     xs = [x_ref.at[s] for s in range(static.sets)]
     if inputs:
@@ -103,20 +116,21 @@ def forward_kernel(static: Static, tree: Any, *refs) -> None:
         out = jnp.zeros(q.shape, jnp.float32)
         for h in static.heads_of(register):
             logits = _logits(static, h, q, k_ref, queries, keys, lanes, axis=1)
-            parts, total = _exponentials(logits, axis=1)
+            parts, top, total = _exponentials(logits)
             one = sum(
                 dot(part.astype(q.dtype), v_ref[s, keys, lanes], 1, 0)
                 for s, part in enumerate(parts)
             )
             out += _own(static, h, one / total)
-        q_ref[queries, lanes] = out.astype(q.dtype)  # nobody else's queries
+            sums[queries, h : h + 1] = top + jnp.log(total)
+        attended[queries, lanes] = out.astype(q.dtype)
 
-    for register in range(static.lanes // static.register):
-        _for_spans(static, count, functools.partial(attend, register=register))
+    for registers in static.groups:
+        _for_spans(static, count, functools.partial(_each, attend, registers))
 
     def finish(rows):
         skip = middle_ref[rows, :] if weights.skip else xs[0][rows, :]
-        x = skip.astype(jnp.float32) + _linear(q_ref[rows, :], weights.out)
+        x = skip.astype(jnp.float32) + _linear(attended[rows, :], weights.out)
         middle_ref[rows, :] = x.astype(middle_ref.dtype)
         normed, _, _ = _norm(x, weights.norm2)
         hidden = _gelu(_linear(normed.astype(skip.dtype), weights.mlp_in))
@@ -127,14 +141,16 @@ def forward_kernel(static: Static, tree: Any, *refs) -> None:
 
 
 def backward_kernel(static: Static, tree: Any, *refs) -> None:
-    """Refs: x, mask and weights as forward, tokens between attention and MLP, and the cotangent;
-    written: dx [sets, rows, C]; queries, keys and values, whose place their gradients take, the
-    gradients of what was attended and of the tokens in between, and of a span's keys and values.
+    """Refs: x, mask and weights as forward, what it wrote for this, and the cotangent; written: dx
+    [sets, rows, C]; queries, keys and values, whose place their gradients take, the gradients of
+    what was attended and of the tokens in between, and of a span's keys and values.
 
-    Logits are [keys, queries] here: of all products one alone then needs a transposition.
+    Logits are [keys, queries] here: of all products one alone then needs a transposition. As the
+    softmax's sums are known, nothing waits for a whole row of them.
     """
-    inputs, (dx_ref, q_ref, k_ref, v_ref, attended, middle, dk_sum, dv_sum) = _unpack(tree, refs, 8)
-    x_ref, mask_ref, weights, middle_ref, dy_ref = inputs
+    inputs, written = _unpack(tree, refs, 8)
+    x_ref, mask_ref, weights, middle_ref, attended, sums, dy_ref = inputs
+    dx_ref, q_ref, k_ref, v_ref, d_attended, middle, dk_sum, dv_sum = written
     count = q_ref.shape[0]
     if static.layers > 1:
         dy_ref = _carried(static, dy_ref, dx_ref.at[0])
@@ -149,29 +165,28 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
         d_normed = _back(d_hidden.astype(x.dtype), weights.mlp_in)
         dx = dy.astype(jnp.float32) + _norm_back(d_normed, weights.norm2, standard, inverse)
         middle[rows, :] = dx
-        attended[rows, :] = _back(dx.astype(x.dtype), weights.out).astype(x.dtype)
+        d_attended[rows, :] = _back(dx.astype(x.dtype), weights.out).astype(x.dtype)
 
     _for_rows(count, static.rows, through_mlp)
 
-    def attend(queries, keys, register):
-        lanes = _lanes(static, register)
-        q, d_out = q_ref[queries, lanes], attended[queries, lanes]
+    def attend(queries, keys, register, first):
+        lanes, place = _lanes(static, register), _lanes(static, register - first)
+        q, d_out = q_ref[queries, lanes], d_attended[queries, lanes]
+        heads = static.heads_of(register)
+        logarithms = _as_rows(sums[queries, :], [range(h, h + 1) for h in heads], q.dtype)
+        products = attended[queries, lanes].astype(jnp.float32) * d_out.astype(jnp.float32)
+        means = _as_rows(products, [_within(static, h) for h in heads], q.dtype)
         dq = jnp.zeros(q.shape, jnp.float32)
-        for h in static.heads_of(register):
+        for h, logarithm, mean in zip(heads, logarithms, means, strict=True):
             own_q, own_d = _own(static, h, q), _own(static, h, d_out)
             logits = _logits(static, h, q, k_ref, queries, keys, lanes, axis=0)
-            parts, total = _exponentials(logits, axis=0)
-            scale = 1 / total
-            parts = [part * scale for part in parts]
-            d_parts = [dot(v_ref[s, keys, lanes], own_d, 1, 1) for s in range(static.sets)]
-            mean = sum(
-                jnp.sum(p * d, axis=0, keepdims=True) for p, d in zip(parts, d_parts, strict=True)
-            )
             one = 0.0
-            for s, (part, d_part) in enumerate(zip(parts, d_parts, strict=True)):
+            for s, x in enumerate(logits):
+                part = jnp.exp(x - logarithm)
+                d_part = dot(v_ref[s, keys, lanes], own_d, 1, 1)
                 d_logits = (part * (d_part - mean)).astype(q.dtype)
-                dv_sum[s] += dot(part.astype(q.dtype), own_d, 1, 0)
-                dk_sum[s] += dot(d_logits, own_q, 1, 0)
+                dv_sum[s, :, place] += dot(part.astype(q.dtype), own_d, 1, 0)
+                dk_sum[s, :, place] += dot(d_logits, own_q, 1, 0)
                 one += dot(d_logits, k_ref[s, keys, lanes], 0, 0)
             dq += _own(static, h, one)
         q_ref[queries, lanes] = (dq * static.scale).astype(q.dtype)
@@ -180,14 +195,16 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
-    def end(keys, register):
-        lanes = _lanes(static, register)
-        k_ref[:, keys, lanes] = dk_sum[...].astype(k_ref.dtype)
-        v_ref[:, keys, lanes] = dv_sum[...].astype(v_ref.dtype)
+    def end(keys, registers):
+        for i, register in enumerate(registers):
+            lanes, place = _lanes(static, register), _lanes(static, i)
+            k_ref[:, keys, lanes] = dk_sum[:, :, place].astype(k_ref.dtype)
+            v_ref[:, keys, lanes] = dv_sum[:, :, place].astype(v_ref.dtype)
 
-    for register in range(static.lanes // static.register):
-        here = functools.partial(attend, register=register)
-        _for_spans(static, count, here, begin, functools.partial(end, register=register))
+    for registers in static.groups:
+        here = functools.partial(attend, first=registers.start)
+        here = functools.partial(_each, here, registers)
+        _for_spans(static, count, here, begin, functools.partial(end, registers=registers))
 
     def finish(rows):
         mask = mask_ref[:, rows, :] if static.masked else None
@@ -303,21 +320,49 @@ def _logits(static, head, q, k_ref, queries, keys, lanes, *, axis):
     return logits
 
 
-def _exponentials(logits, axis):
-    """Weights before they are divided by their sum, and the sum."""
-    top = functools.reduce(jnp.maximum, (jnp.max(x, axis, keepdims=True) for x in logits))
+def _exponentials(logits):
+    """Weights before they are divided by their sum, the largest logit, and the sum; of each row."""
+    top = functools.reduce(jnp.maximum, (jnp.max(x, 1, keepdims=True) for x in logits))
     parts = [jnp.exp(x - top) for x in logits]
-    return parts, sum(jnp.sum(x, axis, keepdims=True) for x in parts)
+    return parts, top, sum(jnp.sum(x, 1, keepdims=True) for x in parts)
+
+
+def _within(static, head):
+    """Lanes of a head in its register."""
+    first = head % (static.register // static.width) * static.width
+    return range(first, first + static.width)
 
 
 def _own(static, head, x):
     """Lanes of a head among zeros for the other heads of the register."""
     if static.width >= LANES:
         return x
-    first = head % (LANES // static.width) * static.width
+    mine = _within(static, head)
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    mine = (lane >= first) & (lane < first + static.width)
-    return jnp.where(mine, x, jnp.zeros_like(x))
+    return jnp.where((lane >= mine.start) & (lane < mine.stop), x, jnp.zeros_like(x))
+
+
+def _as_rows(x, groups, dtype):
+    """Sums over each group of lanes as rows [1, len(x)], by a product: columns turn into rows.
+
+    Of `dtype`, as many are multiplied as hold 16 bits of each number.
+    """
+    shape = (-(-len(groups) // SUBLANES) * SUBLANES, x.shape[1])
+    row, lane = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    chosen = functools.reduce(
+        jnp.logical_or,
+        ((row == i) & (lane >= g.start) & (lane < g.stop) for i, g in enumerate(groups)),
+    )
+    chosen, upper = chosen.astype(dtype), x.astype(dtype)
+    rows = dot(chosen, upper, 1, 1)
+    if upper.dtype != x.dtype:
+        rows += dot(chosen, (x - upper.astype(x.dtype)).astype(dtype), 1, 1)
+    return [rows[i : i + 1] for i in range(len(groups))]
+
+
+def _each(attend, registers, queries, keys):
+    for register in registers:
+        attend(queries, keys, register)
 
 
 def _lanes(static, register):

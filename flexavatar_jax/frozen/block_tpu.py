@@ -178,47 +178,54 @@ def _blocks(static, first, x, mask, weights):
 
 
 def _blocks_forward(static, first, x, mask, weights):
-    out, middle, *inputs = _forward(static, first, x, mask, weights)
-    inputs = inputs[0][:, :, None] if inputs else x[None]
-    return out, (inputs, mask, weights, middle)
+    out, *kept = _forward(static, first, x, mask, weights)
+    inputs = kept.pop()[:, :, None] if static.layers > 1 else x[None]
+    return out, (inputs, mask, weights, *kept)
 
 
 def _forward(static, first, x, mask, weights):
-    """[b, rows, D] of tokens [b, sets, rows, C]; of each layer the tokens before its MLP; of
-    several, those before the layer, too."""
-    batch, sets, rows, width = x.shape
+    """[b, rows, D] of tokens [b, sets, rows, C], and what the backward pass has use for."""
+    batch, _, rows, width = x.shape
+    out = weights.out[0].shape[2]
     place = _Places(static, first, backward=False)
-    shape = batch, rows, weights.out[0].shape[2]
-    outputs = [jax.ShapeDtypeStruct(shape, x.dtype)]
-    outputs += [jax.ShapeDtypeStruct((static.layers, *shape), x.dtype)] * min(static.layers, 2)
+    shape = (static.layers, batch, rows)
+    kept = [
+        jax.ShapeDtypeStruct((*shape, out), x.dtype),
+        jax.ShapeDtypeStruct((*shape, static.lanes), x.dtype),
+        jax.ShapeDtypeStruct((*shape, static.heads), jnp.float32),
+    ]
+    if static.layers > 1:
+        kept.append(jax.ShapeDtypeStruct((*shape, width), x.dtype))
+    tokens = jax.ShapeDtypeStruct((batch, rows, out), x.dtype)
     return _call(
         static,
         forward_kernel,
         (x, mask, weights),
         (place.sets(x), place.mask(mask), place.weights(weights)),
-        outputs,
-        [place.tokens(outputs[0]), *map(place.each, outputs[1:])],
+        [tokens, *kept],
+        [place.tokens(tokens), *map(place.each, kept)],
         _room(static, x.dtype),
     )
 
 
 def _blocks_backward(static, first, saved, cotangent):
-    inputs, mask, weights, middle = saved
+    inputs, mask, weights, *kept = saved
     place = _Places(static, first, backward=True)
     dx = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     scratch = _room(static, inputs.dtype)
+    together = len(static.groups[0]) * static.register
     scratch.append(pltpu.VMEM((static.program, static.lanes), inputs.dtype))
-    scratch.append(pltpu.VMEM((static.program, middle.shape[-1]), jnp.float32))
-    scratch += [pltpu.VMEM((static.sets, static.span, static.register), jnp.float32)] * 2
+    scratch.append(pltpu.VMEM((static.program, cotangent.shape[-1]), jnp.float32))
+    scratch += [pltpu.VMEM((static.sets, static.span, together), jnp.float32)] * 2
     (dx,) = _call(
         static,
         backward_kernel,
-        (inputs, mask, weights, middle, cotangent),
+        (inputs, mask, weights, *kept, cotangent),
         (
             place.each_sets(inputs),
             place.mask(mask),
             place.weights(weights),
-            place.each(middle),
+            *map(place.each, kept),
             place.tokens(cotangent),
         ),
         [dx],

@@ -24,6 +24,7 @@ _NO_CYCLES = 2**63 - 1
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
+_NAME = re.compile(r"%([\w.\-]+) = ")
 _KERNEL = re.compile(r'custom_call_target="tpu_custom_call"')
 _ESTIMATE = re.compile(r'"(flops|transcendentals|bytes_accessed)":"(\d+)"')
 
@@ -31,6 +32,8 @@ _ESTIMATE = re.compile(r'"(flops|transcendentals|bytes_accessed)":"(\d+)"')
 class Kernel(NamedTuple):
     """A Pallas kernel that says what it costs (`pl.CostEstimate`), as often as it runs."""
 
+    name: str
+    """Of the instruction."""
     operation: str
     """XLA's note of what it was made for, with its name: ".../attention_forward/pallas_call"."""
     runs: int
@@ -117,10 +120,10 @@ def kernels(hlo: str) -> list[Kernel]:
     for name, lines in bodies.items():
         for line in filter(_KERNEL.search, lines):
             costs = {key: int(value) for key, value in _ESTIMATE.findall(line)}
-            note = _NOTE.search(line)
+            note, own = _NOTE.search(line), _NAME.search(line)
             if costs:
                 values = (costs[key] for key in ("flops", "transcendentals", "bytes_accessed"))
-                found.append(Kernel(note[1] if note else "", runs[name], *values))
+                found.append(Kernel(own[1], note[1] if note else "", runs[name], *values))
     return found
 
 

@@ -1,13 +1,16 @@
 """What the training step costs on a TPU topology that isn't here: compiled for, counted, predicted.
 
-Memory, collectives and cycles are the compiler's; it puts no cycles to collectives and Pallas
-kernels, whose times follow from published rates. A prediction, not a measurement.
+Memory, collectives and cycles are the compiler's. It puts no cycles to Pallas kernels, which are
+counted in the schedules that it makes of them (`schedules`), nor to collectives, whose times follow
+from published rates. A prediction, not a measurement.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,6 +21,7 @@ from data_pipelines.errors import UserError
 from flexavatar_jax.frozen import block_tpu
 from flexavatar_jax.model import attention_tpu, norm_tpu, upsampler_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
+from flexavatar_jax.planning.schedules import kernel_cycles
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training import ssim_tpu
 from flexavatar_jax.training.compilation import abstract_batch, abstract_frozen, savings
@@ -83,6 +87,8 @@ class Report:
     collectives: list[Collective]
     seconds: dict[str, float]
     """Predicted for each part of a step, as if one followed the other."""
+    unscheduled: list[str]
+    """Kernels that are predicted by published rates, as their schedule isn't known."""
 
     @property
     def step_seconds(self) -> float:
@@ -120,13 +126,20 @@ def topology_mesh(config: ConfigDict, topology: str) -> Mesh:
     return make_mesh(**config.mesh, devices=devices)
 
 
-def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Report:
+def predict_step(
+    config: ConfigDict,
+    topology: str,
+    *,
+    perceptual: bool,
+    schedules: str | os.PathLike[str] | None = None,
+) -> Report:
     """Compiles the training step of `config` for `topology`.
 
     Args:
       config: an experiment's.
       topology: such as "v5e:16x16".
       perceptual: compile the step with DINO and SAM in the loss.
+      schedules: where libtpu writes them (`schedules.write_schedules`).
 
     Raises:
       UserError: the libtpu that goes with this JAX isn't installed.
@@ -153,6 +166,7 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
     )
     hlo = compiled.as_text()
     moved = collectives(hlo)
+    cycles = kernel_cycles(schedules) if schedules else {}
     return Report(
         topology=topology,
         chips=mesh.size,
@@ -167,18 +181,25 @@ def predict_step(config: ConfigDict, topology: str, *, perceptual: bool) -> Repo
         ),
         flops=flops,
         collectives=moved,
-        seconds=predict(config, chip_name(topology), mesh, hlo, moved),
+        seconds=predict(config, chip_name(topology), mesh, hlo, moved, cycles),
+        unscheduled=sorted({k.name for k in kernels(hlo)} - set(cycles)),
     )
 
 
 def predict(
-    config: ConfigDict, chip: str, mesh: Mesh, hlo: str, moved: list[Collective]
+    config: ConfigDict,
+    chip: str,
+    mesh: Mesh,
+    hlo: str,
+    moved: list[Collective],
+    scheduled: Mapping[str, int],
 ) -> dict[str, float]:
     """Seconds of each part of a compiled step on one of `hardware.CHIPS`.
 
     The compiler's cycles at the chip's clock. Pallas kernels come on top: those of rendering as
-    `tpu_costs` counts them for the avatar scene, others as they say themselves. Collectives go over
-    one link, none of them hidden behind computation.
+    `tpu_costs` counts them for the avatar scene, as their loops follow the data; others by the
+    cycles of their schedules, or as they say themselves. Collectives go over one link, none of them
+    hidden behind computation.
     """
     cycles = estimated_cycles(hlo, SCOPES)
     seconds = {part: count / CHIPS[chip].clock for part, count in cycles.items()}
@@ -189,19 +210,24 @@ def predict(
     seconds["rasterizer"] += images * rendering
     for kernel in kernels(hlo):
         part = next((scope for scope in SCOPES if scope in kernel.operation), "other")
-        seconds[part] += kernel.runs * kernel_seconds(kernel, chip)
+        seconds[part] += kernel.runs * kernel_seconds(kernel, chip, scheduled.get(kernel.name))
     return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
 
 
-def kernel_seconds(kernel: Kernel, chip: str) -> float:
-    """What one run of a kernel takes at published rates, vector unit after matrix unit.
+def kernel_seconds(kernel: Kernel, chip: str, cycles: int | None = None) -> float:
+    """What one run of a kernel takes: the cycles of its schedule, or at published rates, vector
+    unit after matrix unit; no less than its bytes take.
 
     Raises:
       StopIteration: nobody has said how many vector operations this kernel takes.
     """
     rates = CHIPS[chip]
-    vector_ops = next(ops for name, ops in VECTOR_OPS.items() if name in kernel.operation)
-    computing = kernel.flops / rates.bfloat16 + vector_ops * kernel.transcendentals / rates.float32
+    if cycles is not None:
+        computing = cycles / rates.clock
+    else:
+        vector_ops = next(ops for name, ops in VECTOR_OPS.items() if name in kernel.operation)
+        vectors = vector_ops * kernel.transcendentals / rates.float32
+        computing = kernel.flops / rates.bfloat16 + vectors
     return max(computing, kernel.bytes / rates.bandwidth)
 
 

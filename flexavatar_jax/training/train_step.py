@@ -188,8 +188,16 @@ class TrainProgram:
         model = self.model(params)
         features = None
         if frozen.dinov2_base is not None:
+            examples = PartitionSpec(BATCH_AXES)
+            look = jax.shard_map(
+                dinov2.patch_features,
+                mesh=self.mesh,
+                in_specs=(PartitionSpec(), examples),
+                out_specs=examples,
+                check_vma=False,
+            )
             with jax.named_scope("features"):
-                features = dinov2.patch_features(frozen.dinov2_base, batch.input_image)
+                features = look(frozen.dinov2_base, batch.input_image)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # for attention on TPUs
             code = model.encode(batch.input_image, batch.input_cam2head, batch.input_K, features)
             return model.decode(code, batch.target_expression, batch.source)
