@@ -14,7 +14,7 @@ import tempfile
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from flexavatar_jax import cli
 from flexavatar_jax.planning.predictions import NAMES, Report, predict_step, topology_mesh
@@ -27,7 +27,13 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     # What comes from there has no schedule.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = FLAGS.config
+    with tempfile.TemporaryDirectory() as schedules:
+        write_schedules(schedules)
+        run(FLAGS.config, schedules)
+
+
+def run(config: ConfigDict, schedules: str) -> None:
+    """Compiles, with libtpu's schedules going to a folder, and prints what that tells."""
     check_config(config)
     mesh = topology_mesh(config, FLAGS.topology)
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
@@ -38,11 +44,7 @@ def main() -> None:
     perceptual = FLAGS.perceptual and bool(config.loss.dino or config.loss.sam)
     what = "with DINO and SAM losses" if perceptual else "with L1 and SSIM losses"
     print(f"compiling the training step {what} for {mesh.size} chips ...", flush=True)
-    with tempfile.TemporaryDirectory() as schedules:
-        write_schedules(schedules)
-        report = predict_step(
-            config, FLAGS.topology, perceptual=perceptual, schedules=schedules
-        )
+    report = predict_step(config, FLAGS.topology, perceptual=perceptual, schedules=schedules)
     print(describe(report))
 
 
@@ -68,6 +70,11 @@ def describe(report: Report) -> str:
         ),
         f"predicted step    {r.step_seconds * 1e3:.3g} ms: "
         + ", ".join(f"{name} {time * 1e3:.3g}" for name, time in r.seconds.items()),
+        *(
+            [f"                  by published rates: {', '.join(r.unscheduled)}"]
+            if r.unscheduled
+            else []
+        ),
         f"predicted rate    {r.batch / r.step_seconds:.0f} examples/s on the {r.chips} chips, "
         f"{100 * r.utilisation:.0f}% of their peak (MFU)",
         "predicted by the compiler's cycles and schedules, rasterizer and interconnect from "

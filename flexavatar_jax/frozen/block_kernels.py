@@ -1,9 +1,10 @@
 """The kernels of `block_tpu`, for the rows of one program and one layer.
 
-Refs hold rows of tokens, [sets, rows, C]; a pooled block has four *sets*, row by row what pools to
-one token. Of several layers, each finds its tokens where the one before has left them. Queries, keys and values lie in whole registers of 128 lanes (`block_tpu` pads narrower
-heads), so that no lane ever moves; where several heads share a register, each is worked on among
-zeros for its neighbours.
+A program has rows of tokens; in a block that pools, four *sets* of them, row by row what pools to
+one token. Of several layers, each finds its tokens where the one before has left them. Queries,
+keys and values lie in whole registers of 128 lanes (`block_tpu` pads narrower heads), so that no
+lane ever moves; where several heads share a register, each is worked on among zeros for its
+neighbours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jaxtyping import Array
 
 from flexavatar_jax.model.attention_kernels import LANES, NOBODY, dot
 
@@ -28,6 +30,27 @@ EPSILON = 1e-6
 """Of both norms."""
 
 
+class View(NamedTuple):
+    """How a program's rows lie in an array [*dims, C]."""
+
+    dims: tuple[int, ...]
+    roles: str
+    """Of each dimension: "s" tells sets apart, "n" counts groups of rows, "." is within a group."""
+
+    @property
+    def group(self) -> int:
+        """Rows that lie together."""
+        return math.prod(n for n, role in zip(self.dims, self.roles, strict=True) if role == ".")
+
+    def place(self, s: int, n: Any) -> tuple[Any, ...]:
+        """Where group n of set s is."""
+        index = []
+        for size, role in zip(self.dims[::-1], self.roles[::-1], strict=True):
+            index.append({"n": n, ".": slice(None), "s": s % size}[role])
+            s = s // size if role == "s" else s
+        return (*index[::-1], slice(None))
+
+
 class Static(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -38,19 +61,23 @@ class Static(NamedTuple):
     """Of logits."""
     sets: int
     """1, or 4 in a block that pools."""
+    x: View
+    """Of what goes in."""
+    out: View
     span: int
     """Neighbouring rows of a set that are attended to together."""
+    apart: int
+    """Bits of a row's number in which those that don't attend to one another differ."""
     window: int
-    """Rows of a set that attend to one another, among those of a span; less than that is a power of
-    two."""
+    """Rows of a window; a power of two, where there are several in a span."""
     length: int
-    """Rows of a window that hold tokens; those after them are padding."""
+    """Of those, the ones that hold tokens; the last ones are padding."""
     queries: int
     """Rows whose logits are on the chip at a time."""
     program: int
     """Rows of a program."""
     rows: int
-    """Rows that are multiplied by weights at a time."""
+    """Rows that are multiplied by weights at a time: whole groups of both views."""
     masked: bool
     """Some tokens count as zero in attention."""
     layers: int
@@ -96,19 +123,44 @@ class Weights(NamedTuple):
     mlp_out: Any
 
 
+class Tokens:
+    """A ref of tokens, row by row."""
+
+    def __init__(self, ref: Any, view: View):
+        self.ref, self.view = ref, view
+
+    def __getitem__(self, which: tuple[int, Any]) -> Array:
+        """Some rows of a set, float32."""
+        s, rows = which
+        parts = [self.ref[place].astype(jnp.float32) for place in self._places(s, rows)]
+        return jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in parts])
+
+    def __setitem__(self, which: tuple[int, Any], value: Array) -> None:
+        s, rows = which
+        group = self.view.group
+        for i, place in enumerate(self._places(s, rows)):
+            shape = self.ref[place].shape
+            part = value[i * group : (i + 1) * group].reshape(shape)
+            self.ref[place] = part.astype(self.ref.dtype)
+
+    def _places(self, s: int, rows: Any) -> list[tuple[Any, ...]]:
+        first = jax.lax.div(rows.start, self.view.group)
+        return [self.view.place(s, first + i) for i in range(rows.size // self.view.group)]
+
+
 def forward_kernel(static: Static, tree: Any, *refs) -> None:
-    """Refs: x [sets, rows, C], mask [sets, rows, 1] (if any) and weights as `tree` has them;
-    written: tokens [rows, D]; for the backward pass tokens between attention and MLP, what was
-    attended [rows, lanes], logarithms of the softmax's sums [rows, heads], and, of several layers,
-    what went in; queries, keys and values."""
+    """Refs: x, mask [sets, rows, 1] (if any) and weights as `tree` has them; written: tokens; for
+    the backward pass tokens between attention and MLP [rows, D], what was attended [rows, lanes],
+    logarithms of the softmax's sums [rows, heads], and, of several layers, what went in; queries,
+    keys and values."""
     (x_ref, mask_ref, weights), written = _unpack(tree, refs, 8 if static.layers > 1 else 7)
     out_ref, middle_ref, attended, sums, *inputs, q_ref, k_ref, v_ref = written
-    count = q_ref.shape[0]
-    xs = [x_ref.at[s] for s in range(static.sets)]
+    count, dtype = q_ref.shape[0], q_ref.dtype
+    x, out = Tokens(x_ref, static.x), Tokens(out_ref, static.out)
     if inputs:
-        xs = [_carried(static, xs[0], out_ref)]
-        _copy(static, out_ref, inputs[0])
-    _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref, middle_ref)
+        x = _carried(static, x, out)
+        _copy(static, x, Tokens(inputs[0], static.x))
+    _project(static, x, mask_ref, weights, q_ref, k_ref, v_ref, middle_ref)
 
     def attend(queries, keys, register):
         lanes = _lanes(static, register)
@@ -129,20 +181,19 @@ def forward_kernel(static: Static, tree: Any, *refs) -> None:
         _for_spans(static, count, functools.partial(_each, attend, registers))
 
     def finish(rows):
-        skip = middle_ref[rows, :] if weights.skip else xs[0][rows, :]
-        x = skip.astype(jnp.float32) + _linear(attended[rows, :], weights.out)
-        middle_ref[rows, :] = x.astype(middle_ref.dtype)
-        normed, _, _ = _norm(x, weights.norm2)
-        hidden = _gelu(_linear(normed.astype(skip.dtype), weights.mlp_in))
-        out = x + _linear(hidden.astype(skip.dtype), weights.mlp_out)
-        out_ref[rows, :] = out.astype(out_ref.dtype)
+        skip = middle_ref[rows, :].astype(jnp.float32) if weights.skip else x[0, rows]
+        middle = skip + _linear(attended[rows, :], weights.out)
+        middle_ref[rows, :] = middle.astype(dtype)
+        normed, _, _ = _norm(middle, weights.norm2)
+        hidden = _gelu(_linear(normed.astype(dtype), weights.mlp_in))
+        out[0, rows] = middle + _linear(hidden.astype(dtype), weights.mlp_out)
 
     _for_rows(count, static.rows, finish)
 
 
 def backward_kernel(static: Static, tree: Any, *refs) -> None:
     """Refs: x, mask and weights as forward, what it wrote for this, and the cotangent; written: dx
-    [sets, rows, C]; queries, keys and values, whose place their gradients take, the gradients of
+    as x; queries, keys and values, whose place their gradients take, the gradients of
     what was attended and of the tokens in between, and of a span's keys and values.
 
     Logits are [keys, queries] here: of all products one alone then needs a transposition. As the
@@ -150,22 +201,22 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
     """
     inputs, written = _unpack(tree, refs, 8)
     x_ref, mask_ref, weights, middle_ref, attended, sums, dy_ref = inputs
-    dx_ref, q_ref, k_ref, v_ref, d_attended, middle, dk_sum, dv_sum = written
-    count = q_ref.shape[0]
+    dx_ref, q_ref, k_ref, v_ref, d_attended, d_middle, dk_sum, dv_sum = written
+    count, dtype = q_ref.shape[0], q_ref.dtype
+    x, dx, dy = Tokens(x_ref, static.x), Tokens(dx_ref, static.x), Tokens(dy_ref, static.out)
     if static.layers > 1:
-        dy_ref = _carried(static, dy_ref, dx_ref.at[0])
-    xs = [x_ref.at[s] for s in range(static.sets)]
-    _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref)
+        dy = _carried(static, dy, dx)
+    _project(static, x, mask_ref, weights, q_ref, k_ref, v_ref)
 
     def through_mlp(rows):
-        x, dy = middle_ref[rows, :], dy_ref[rows, :]
-        normed, standard, inverse = _norm(x, weights.norm2)
-        z = _linear(normed.astype(x.dtype), weights.mlp_in)
-        d_hidden = _back(dy, weights.mlp_out) * _gelu_slope(z)
-        d_normed = _back(d_hidden.astype(x.dtype), weights.mlp_in)
-        dx = dy.astype(jnp.float32) + _norm_back(d_normed, weights.norm2, standard, inverse)
-        middle[rows, :] = dx
-        d_attended[rows, :] = _back(dx.astype(x.dtype), weights.out).astype(x.dtype)
+        gradient = dy[0, rows]
+        normed, standard, inverse = _norm(middle_ref[rows, :], weights.norm2)
+        z = _linear(normed.astype(dtype), weights.mlp_in)
+        d_hidden = _back(gradient.astype(dtype), weights.mlp_out) * _gelu_slope(z)
+        d_normed = _back(d_hidden.astype(dtype), weights.mlp_in)
+        gradient += _norm_back(d_normed, weights.norm2, standard, inverse)
+        d_middle[rows, :] = gradient
+        d_attended[rows, :] = _back(gradient.astype(dtype), weights.out).astype(dtype)
 
     _for_rows(count, static.rows, through_mlp)
 
@@ -208,27 +259,24 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
 
     def finish(rows):
         mask = mask_ref[:, rows, :] if static.masked else None
-        tokens = [x[rows, :] for x in xs]
-        norms = [_norm(x, weights.norm1) for x in tokens]
-        d_middle, dq, d_skip = middle[rows, :], [q_ref[rows, :]], [None]
+        norms = [_norm(x[s, rows], weights.norm1) for s in range(static.sets)]
+        gradient, dq, d_skip = d_middle[rows, :], [q_ref[rows, :]], []
         if weights.skip:
-            normed = [n.astype(x.dtype) for (n, _, _), x in zip(norms, tokens, strict=True)]
-            d_skip = _pool_back([_linear(n, weights.skip) for n in normed], d_middle)
+            normed = [n.astype(dtype) for n, _, _ in norms]
+            d_skip = _pool_back([_linear(n, weights.skip) for n in normed], gradient)
             if mask is not None:
-                normed = [n * mask[s].astype(n.dtype) for s, n in enumerate(normed)]
+                normed = [n * mask[s].astype(dtype) for s, n in enumerate(normed)]
             queries = [_linear(n, weights.q) for n in normed]
             dq = _pool_back(queries, dq[0].astype(jnp.float32))
-        for s, (x, (_, standard, inverse)) in enumerate(zip(tokens, norms, strict=True)):
-            d_normed = _back(dq[s].astype(x.dtype), weights.q)
+        for s, (_, standard, inverse) in enumerate(norms):
+            d_normed = _back(dq[s].astype(dtype), weights.q)
             d_normed += _back(k_ref[s, rows, :], weights.k) + _back(v_ref[s, rows, :], weights.v)
             if mask is not None:
                 d_normed *= mask[s]
             if weights.skip:
-                d_normed += _back(d_skip[s].astype(x.dtype), weights.skip)
-            dx = _norm_back(d_normed, weights.norm1, standard, inverse)
-            if not weights.skip:
-                dx += d_middle
-            dx_ref[s, rows, :] = dx.astype(dx_ref.dtype)
+                d_normed += _back(d_skip[s].astype(dtype), weights.skip)
+            one = _norm_back(d_normed, weights.norm1, standard, inverse)
+            dx[s, rows] = one if weights.skip else one + gradient
 
     _for_rows(count, static.rows, finish)
 
@@ -238,45 +286,45 @@ def _unpack(tree, refs, written):
     return jax.tree.unflatten(tree, refs[:-written]), refs[-written:]
 
 
-def _carried(static, first, ref):
-    """`ref`, where one layer leaves [rows, C] for the next, and `first` for the first one."""
+def _carried(static, first, tokens):
+    """`tokens`, where one layer leaves them for the next, and `first` for the first one."""
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        _copy(static, first, ref)
+        _copy(static, first, tokens)
 
-    return ref
+    return tokens
 
 
 def _copy(static, source, target):
     def copy(rows):
-        target[rows, :] = source[rows, :]
+        target[0, rows] = source[0, rows]
 
-    _for_rows(target.shape[0], static.rows, copy)
+    _for_rows(static.program, static.rows, copy)
 
 
-def _project(static, xs, mask_ref, weights, q_ref, k_ref, v_ref, skip_ref=None):
+def _project(static, x, mask_ref, weights, q_ref, k_ref, v_ref, skip_ref=None):
     """Queries, scaled and pooled, keys and values of all rows; of a pooled block what is added to
     what was attended, if anybody asks."""
+    dtype = q_ref.dtype
 
     def project(rows):
         queries, skips = [], []
-        for s, x_ref in enumerate(xs):
-            x = x_ref[rows, :]
-            normed, _, _ = _norm(x, weights.norm1)
+        for s in range(static.sets):
+            normed, _, _ = _norm(x[s, rows], weights.norm1)
             if weights.skip and skip_ref is not None:
-                skips.append(_linear(normed.astype(x.dtype), weights.skip))
+                skips.append(_linear(normed.astype(dtype), weights.skip))
             if static.masked:
                 normed *= mask_ref[s, rows, :]
-            normed = normed.astype(x.dtype)
+            normed = normed.astype(dtype)
             queries.append(_linear(normed, weights.q))
-            k_ref[s, rows, :] = _linear(normed, weights.k).astype(k_ref.dtype)
-            v_ref[s, rows, :] = _linear(normed, weights.v).astype(v_ref.dtype)
-        q_ref[rows, :] = (_pool(*queries) * static.scale).astype(q_ref.dtype)
+            k_ref[s, rows, :] = _linear(normed, weights.k).astype(dtype)
+            v_ref[s, rows, :] = _linear(normed, weights.v).astype(dtype)
+        q_ref[rows, :] = (_pool(*queries) * static.scale).astype(dtype)
         if skips:
-            skip_ref[rows, :] = _pool(*skips).astype(skip_ref.dtype)
+            skip_ref[rows, :] = _pool(*skips).astype(dtype)
 
-    _for_rows(q_ref.shape[0], static.rows, project)
+    _for_rows(static.program, static.rows, project)
 
 
 def _pool(first, *others):
@@ -308,13 +356,12 @@ def _logits(static, head, q, k_ref, queries, keys, lanes, *, axis):
         x = dot(q, k, 1, 1) if axis else dot(k, q, 1, 1)
         key = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
         heard = None
-        if static.window < static.span:
+        if static.apart:
             query = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1 - axis)
             query += queries.start - keys.start
-            heard = (key ^ query) < static.window
-            key &= static.window - 1
+            heard = ((key ^ query) & static.apart) == 0
         if static.length < static.window:
-            exists = key < static.length
+            exists = (key & (static.window - 1) if static.apart else key) < static.length
             heard = exists if heard is None else heard & exists
         logits.append(x if heard is None else jnp.where(heard, x, NOBODY))
     return logits
@@ -448,7 +495,9 @@ def _for_spans(static, count, body, begin=None, end=None):
 
         @pl.loop(0, static.span // step)
         def _(i):
-            body(pl.ds(pl.multiple_of(keys.start + i * step, math.gcd(keys.size, step)), step), keys)
+            body(
+                pl.ds(pl.multiple_of(keys.start + i * step, math.gcd(keys.size, step)), step), keys
+            )
 
         if end:
             end(keys)

@@ -10,6 +10,7 @@ Between the two, only tokens are kept: a block's input, and what its MLP sees.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.block_kernels import Static, Weights, backward_kernel, forward_kernel
+from flexavatar_jax.frozen.block_kernels import (
+    Static,
+    View,
+    Weights,
+    backward_kernel,
+    forward_kernel,
+)
 from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.model.attention_kernels import LANES
 from kernels import backends
@@ -92,23 +99,7 @@ def blocks(
     """
     windows, tokens = x.shape[1:3]
     sets = 4 if "skip" in p else 1
-    static = _static(p, windows * tokens // sets, tokens // sets, heads, sets, inside, len(which))
-    grow = ((0, -windows % (static.span // static.window)), (0, static.window - tokens // sets))
-
-    def rows(a):
-        a = rearrange(a, "... n (s t) c -> ... s n t c", s=sets)
-        a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 3), *grow, (0, 0)))
-        return rearrange(a, "... n t c -> ... (n t) c")
-
-    mask = None if inside is None else rows(jnp.float32(inside[0]))
-    y = _blocks(static, which.start, rows(x), mask, _weights(static, p, x.dtype))
-    y = rearrange(y, "b (n t) c -> b n t c", t=static.window)
-    return y[:, :windows, : tokens // sets]
-
-
-def _static(p, rows, tokens, heads, sets, inside, layers) -> Static:
-    """What the kernels are compiled for; `rows` are all of a set, `tokens` those of a window."""
-    head = p["out"]["w"].shape[1] // heads
+    tokens //= sets
     if tokens > LANES:
         steps = max(-(-tokens // QUERIES), -(-tokens * tokens * sets // LOGITS))
         queries = -(-tokens // steps // SUBLANES) * SUBLANES
@@ -116,30 +107,97 @@ def _static(p, rows, tokens, heads, sets, inside, layers) -> Static:
     else:
         window = 1 << (tokens - 1).bit_length()
         span = queries = LANES
-    spans = -(-(rows // tokens) // (span // window))
+    spans = -(-windows // (span // window))
     program = span * _largest(spans, lambda n: n * span * sets <= ROWS)
+    static = _static(
+        p,
+        heads=heads,
+        x=View((sets, program // SUBLANES, SUBLANES), "sn."),
+        out=View((program // SUBLANES, SUBLANES), "n."),
+        span=span,
+        apart=(span - 1) & -window if window < span else 0,
+        window=window,
+        length=tokens,
+        queries=queries,
+        masked=inside is not None,
+        layers=len(which),
+    )
+    # Nobody else has an opinion on how many rows lie together.
+    static = static._replace(
+        x=View((sets, program // static.rows, static.rows), "sn."),
+        out=View((program // static.rows, static.rows), "n."),
+    )
+    grow = ((0, spans * span // window - windows), (0, window - tokens))
+
+    def rows(a):
+        a = rearrange(a, "... n (s t) c -> ... s n t c", s=sets)
+        a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 3), *grow, (0, 0)))
+        return rearrange(a, "... n t c -> ... (n t) c")
+
+    mask = None if inside is None else rows(jnp.float32(inside[0]))
+    x = rearrange(rows(x), "b s (i n r) c -> b i s n r c", i=spans * span // program, r=static.rows)
+    y = _blocks(static, which.start, x, mask, _weights(static, p, x.dtype))
+    y = rearrange(y, "b i n r c -> b (i n r) c")
+    y = rearrange(y, "b (n t) c -> b n t c", t=window)
+    return y[:, :windows, :tokens]
+
+
+def arranged(
+    p: dict[str, dict[str, Array]],
+    x: Float[Array, "b i *dims c"],
+    *,
+    heads: int,
+    x_view: str,
+    out: View,
+    span: int,
+    apart: int,
+) -> Float[Array, "b i *dims d"]:
+    """`blocks` for one block, over tokens that lie as they please.
+
+    A program takes x[:, i]. Nothing is padded.
+
+    Args:
+      x_view: roles of the dimensions (`block_kernels.View`).
+      out: how the tokens lie that come out.
+      span, apart: rows that attend to one another (`block_kernels.Static`).
+    """
+    static = _static(
+        p,
+        heads=heads,
+        x=View(x.shape[2:-1], x_view),
+        out=out,
+        span=span,
+        apart=apart,
+        window=span,
+        length=span,
+        queries=min(span, QUERIES),
+        masked=False,
+        layers=1,
+    )
+    return _blocks(static, 0, x, None, _weights(static, p, x.dtype))
+
+
+def _static(p, *, heads, x, out, **others) -> Static:
+    """What the kernels are compiled for, rows being as many at a time as there is room for."""
+    head, sets = p["out"]["w"].shape[1] // heads, 4 if "skip" in p else 1
     most = HIDDEN // (sets * p["mlp_in"]["w"].shape[2])
+    program, group = math.prod(out.dims), max(x.group, out.group)
     return Static(
         heads=heads,
         width=head if LANES % head == 0 else _whole(head),
         scale=head**-0.5,
         sets=sets,
-        span=span,
-        window=window,
-        length=tokens,
-        queries=queries,
+        x=x,
+        out=out,
         program=program,
-        rows=_largest(program, lambda n: n % SUBLANES == 0 and n <= most),
-        masked=inside is not None,
-        layers=layers,
+        rows=group * _largest(program // group, lambda n: n * group <= most),
+        **others,
     )
 
 
 def _largest(count: int, good: Callable[[int], bool]) -> int:
-    """The largest divisor of `count` that is `good`, or the smallest one that is a multiple of
-    `SUBLANES`, or 1."""
-    divisors = [n for n in range(1, count + 1) if count % n == 0]
-    return max(filter(good, divisors), default=1)
+    """The largest divisor of `count` that is `good`, or 1."""
+    return max((n for n in range(1, count + 1) if count % n == 0 and good(n)), default=1)
 
 
 def _weights(static, p, dtype) -> Weights:
@@ -179,31 +237,33 @@ def _blocks(static, first, x, mask, weights):
 
 def _blocks_forward(static, first, x, mask, weights):
     out, *kept = _forward(static, first, x, mask, weights)
-    inputs = kept.pop()[:, :, None] if static.layers > 1 else x[None]
+    inputs = kept.pop() if static.layers > 1 else x[None]
     return out, (inputs, mask, weights, *kept)
 
 
 def _forward(static, first, x, mask, weights):
-    """[b, rows, D] of tokens [b, sets, rows, C], and what the backward pass has use for."""
-    batch, _, rows, width = x.shape
-    out = weights.out[0].shape[2]
+    """Tokens [b, i, *out.dims, D] of tokens [b, i, *x.dims, C], and what the backward pass has use
+    for."""
+    width = weights.out[0].shape[2]
     place = _Places(static, first, backward=False)
-    shape = (static.layers, batch, rows)
+    shape = (static.layers, len(x), x.shape[1] * static.program)
     kept = [
-        jax.ShapeDtypeStruct((*shape, out), x.dtype),
+        jax.ShapeDtypeStruct((*shape, width), x.dtype),
         jax.ShapeDtypeStruct((*shape, static.lanes), x.dtype),
         jax.ShapeDtypeStruct((*shape, static.heads), jnp.float32),
     ]
+    specs = list(map(place.each, kept))
     if static.layers > 1:
-        kept.append(jax.ShapeDtypeStruct((*shape, width), x.dtype))
-    tokens = jax.ShapeDtypeStruct((batch, rows, out), x.dtype)
+        kept.append(jax.ShapeDtypeStruct((static.layers, *x.shape), x.dtype))
+        specs.append(place.each_input(x))
+    tokens = jax.ShapeDtypeStruct((*x.shape[:2], *static.out.dims, width), x.dtype)
     return _call(
         static,
         forward_kernel,
         (x, mask, weights),
-        (place.sets(x), place.mask(mask), place.weights(weights)),
+        (place.tokens(x), place.mask(mask), place.weights(weights)),
         [tokens, *kept],
-        [place.tokens(tokens), *map(place.each, kept)],
+        [place.tokens(tokens), *specs],
         _room(static, x.dtype),
     )
 
@@ -222,14 +282,14 @@ def _blocks_backward(static, first, saved, cotangent):
         backward_kernel,
         (inputs, mask, weights, *kept, cotangent),
         (
-            place.each_sets(inputs),
+            place.each_input(dx),
             place.mask(mask),
             place.weights(weights),
             *map(place.each, kept),
             place.tokens(cotangent),
         ),
         [dx],
-        [place.sets(dx)],
+        [place.tokens(dx)],
         scratch,
     )
     return dx, *jax.tree.map(jnp.zeros_like, (mask, weights))
@@ -246,23 +306,21 @@ class _Places:
         self.layer = (lambda l: static.layers - 1 - l) if backward else (lambda l: l)
 
     def tokens(self, x: Any) -> pl.BlockSpec:
-        """Of [b, rows, c]."""
-        return pl.BlockSpec((None, self.static.program, x.shape[-1]), lambda b, i, l: (b, i, 0))
+        """Of [b, i, *dims, c]."""
+        dims = x.shape[2:]
+        return pl.BlockSpec((None, None, *dims), lambda b, i, l: (b, i, *[0] * len(dims)))
 
-    def sets(self, x: Any) -> pl.BlockSpec:
-        """Of [b, sets, rows, c]."""
-        shape = (None, self.static.sets, self.static.program, x.shape[-1])
-        return pl.BlockSpec(shape, lambda b, i, l: (b, 0, i, 0))
+    def each_input(self, x: Any) -> pl.BlockSpec:
+        """Of [layers, b, i, *dims, c], where `x` is a layer's."""
+        dims = x.shape[2:]
+        return pl.BlockSpec(
+            (None, None, None, *dims), lambda b, i, l: (self.layer(l), b, i, *[0] * len(dims))
+        )
 
     def each(self, x: Any) -> pl.BlockSpec:
         """Of [layers, b, rows, c]."""
         shape = (None, None, self.static.program, x.shape[-1])
         return pl.BlockSpec(shape, lambda b, i, l: (self.layer(l), b, i, 0))
-
-    def each_sets(self, x: Any) -> pl.BlockSpec:
-        """Of [layers, b, sets, rows, c]."""
-        shape = (None, None, self.static.sets, self.static.program, x.shape[-1])
-        return pl.BlockSpec(shape, lambda b, i, l: (self.layer(l), b, 0, i, 0))
 
     def mask(self, mask: Any) -> pl.BlockSpec | None:
         """Of [sets, rows, 1]."""
@@ -292,7 +350,7 @@ def _call(static, kernel, inputs, in_specs, outputs, out_specs, scratch):
     backward = kernel is backward_kernel
     return pl.pallas_call(
         functools.partial(kernel, static, tree),
-        grid=(x.shape[-4], x.shape[-2] // static.program, static.layers),
+        grid=(*x.shape[int(backward) :][:2], static.layers),
         in_specs=jax.tree.leaves(in_specs),
         out_specs=out_specs,
         out_shape=outputs,
@@ -307,10 +365,10 @@ def _call(static, kernel, inputs, in_specs, outputs, out_specs, scratch):
 
 def _cost(static, x, weights, arrays, *, backward):
     """What the units do with whole registers: lanes without a use are multiplied, too."""
-    batch, _, rows, width = x.shape[-4:]
     matrices = weights.mlp_out[0], weights.mlp_in[0]
-    width, out, hidden = map(_whole, (width, *(m.shape[2] for m in matrices)))
-    tokens, lanes = batch * rows, static.lanes
+    width, out, hidden = map(_whole, (x.shape[-1], *(m.shape[2] for m in matrices)))
+    tokens = x.size // x.shape[-1] // static.sets // (static.layers if backward else 1)
+    lanes = static.lanes
     inputs, skip = tokens * static.sets, out if weights.skip else 0
     logits = tokens * static.heads * static.sets * _whole(static.span)
 

@@ -181,9 +181,7 @@ def _embed(params: Params, image: Float[Array, "b h w 3"]) -> Float[Array, "b n 
     return jnp.concatenate([leading, patches], axis=1)
 
 
-def _run(
-    blocks: Params, tokens: Float[Array, "b n c"], which: range
-) -> Float[Array, "b n c"]:
+def _run(blocks: Params, tokens: Float[Array, "b n c"], which: range) -> Float[Array, "b n c"]:
     """`tokens` through some of the stacked blocks, of which the backward pass keeps only tokens."""
     if block_tpu.fits():
         heads = tokens.shape[-1] // HEAD_WIDTH

@@ -6,7 +6,6 @@ positions; Ravi et al., SAM 2 (2024).
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen import block_tpu
+from flexavatar_jax.frozen.block_kernels import View
 from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
@@ -63,7 +63,7 @@ class Block(NamedTuple):
         return self.window // 2 if self.pool else self.window
 
 
-def _blocks() -> tuple[Block, ...]:
+def _all_blocks() -> tuple[Block, ...]:
     """All 16 blocks: a stage's first one pools, within the windows of the stage before."""
     blocks = []
     for stage, before in zip(STAGES, (None, *STAGES[:-1]), strict=True):
@@ -74,16 +74,18 @@ def _blocks() -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-BLOCKS = _blocks()
-ENTRY, WINDOWS, REPEATS = 5, 2, 3
-"""After the first five blocks, two in windows and one that attends globally come three times."""
-PERIOD = BLOCKS[ENTRY : ENTRY + WINDOWS + 1]
-EXIT = ENTRY + len(PERIOD) * REPEATS
-assert BLOCKS[ENTRY:EXIT] == REPEATS * PERIOD
+BLOCKS = _all_blocks()
+STEM = 4
+"""Blocks before the map has stride 16, which pool twice, in windows of one place."""
+LAST = 14
+"""From here on the map has stride 32."""
+IN_WINDOWS = tuple(i for i in range(STEM, LAST) if i not in GLOBAL_BLOCKS)
+"""Blocks at stride 16 in windows; those between them attend globally."""
+ONCE, TWICE = 1, 2
+"""Of the blocks in windows, one comes first, then two before each that attends globally."""
+assert IN_WINDOWS == (4, 5, 6, 8, 9, 11, 12)
 
 Params = dict
-Stacked = tuple[Params, int]
-"""A block's parameters: one of several blocks' [L, ...], and which."""
 
 
 def load(path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32) -> Params:
@@ -96,18 +98,10 @@ def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arr
 
     Any size of image goes: it is resized bilinearly to 1024.
     """
-    x = jax.lax.conv_general_dilated(
-        _squares(normalise(image.astype(jnp.float32))).astype(params["positions"].dtype),
-        params["patch"]["w"],
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NCHW", "HWIO", "NHWC"),
-    )
-    x = x + params["patch"]["b"] + params["positions"]
-
-    x = _through(BLOCKS[:ENTRY], [(stack, 0) for stack in params["entry"]], x)
-    stride_16 = x = _repeated(params["windows"], params["global"], x)
-    x = _through(BLOCKS[EXIT:], [(stack, 0) for stack in params["exit"]], x)
+    x = _patches(normalise(image.astype(jnp.float32)), params["patch"]["w"])
+    x = _stem(params["stem"], x + params["patch"]["b"] + params["positions"])
+    stride_16 = x = _middle(params["windows"], params["global"], x)
+    x = _in_windows(BLOCKS[LAST:], [(stack, range(1)) for stack in params["last"]], x)
     coarse = repeat(linear(x, params["neck_32"]), "b h w c -> b (h 2) (w 2) c")
     return linear(stride_16, params["neck_16"]) + coarse
 
@@ -171,112 +165,151 @@ def fold(weights: Mapping[str, np.ndarray], dtype: DTypeLike = jnp.float32) -> P
     background = rearrange(w["backbone.pos_embed"], "1 c h w -> h w c")
     window = rearrange(w["backbone.pos_embed_window"], "1 c h w -> h w c")
     tiles = grid // STAGES[0].window
+    positions = resize_bicubic(background, grid, antialias=False)
+    positions = positions + np.tile(window, (tiles, tiles, 1))
     neck_16 = dense("neck.convs.1")
     neck_16["b"] = neck_16["b"] + w["no_memory_embedding"][0, 0]
     params = {
         "patch": {
-            "w": _squares_kernel(w["backbone.patch_embed.projection.weight"]),
+            "w": rearrange(w["backbone.patch_embed.projection.weight"], "o c h w -> c h w o"),
             "b": w["backbone.patch_embed.projection.bias"],
         },
-        "positions": resize_bicubic(background, grid, antialias=False)
-        + np.tile(window, (tiles, tiles, 1)),
-        "entry": [stack(i) for i in range(ENTRY)],
-        "windows": stack(*(i for i in range(ENTRY, EXIT) if i not in GLOBAL_BLOCKS)),
+        "positions": rearrange(
+            positions,
+            f"({ROWS}) ({COLUMNS}) c -> ({STEM_ROWS}) ({STEM_COLUMNS}) c",
+            **ROW_SIZES,
+            **COLUMN_SIZES,
+        ),
+        "stem": [stack(i) for i in range(STEM)],
+        "windows": stack(*IN_WINDOWS),
         "global": stack(*GLOBAL_BLOCKS),
-        "exit": [stack(i) for i in range(EXIT, len(BLOCKS))],
+        "last": [stack(i) for i in range(LAST, len(BLOCKS))],
         "neck_32": dense("neck.convs.0"),
         "neck_16": neck_16,
     }
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
 
 
-def _squares(image: Float[Array, "b h w 3"]) -> Float[Array, "b 48 257 257"]:
-    """The image at 1024x1024 in squares of 4x4 pixels, as channels, zeros around.
+ROWS, COLUMNS = "i h k r", "j q w l s"
+"""A token's row and column in the first map, taken apart: all but i, j and q say where in its
+window of 8x8 it is; pooling joins first r and s, then k and l."""
+STEM_ROWS, STEM_COLUMNS = "i r k h", "j s l q w"
+"""Their order as the stem has it: eight tokens that lie together, of four windows, stay together
+whatever is pooled, as TPUs move rows by the eight."""
+ROW_SIZES, COLUMN_SIZES = {"r": 2, "k": 2, "h": 2}, {"s": 2, "l": 2, "w": 2, "q": 4}
 
-    The 7x7 convolution of stride 4 is a 2x2 convolution of these; few channels and large strides
-    are what TPUs are slowest at. Resized by matrices that leave its rows and columns in fours,
-    pixels need no moving.
+
+def _patches(
+    image: Float[Array, "b h w 3"], kernel: Float[Array, "3 7 7 o"]
+) -> Float[Array, "b 256 256 o"]:
+    """The 7x7 convolution of stride 4 of the image at 1024x1024, its tokens in the stem's order.
+
+    A matrix for rows and one for columns resize the image and take each token's seven lines of it,
+    zeros around: pixels need no moving, and few channels and large strides, which are what TPUs are
+    slowest at, are gone.
     """
-    before, after = KERNEL // 2, STRIDE - KERNEL // 2
+    single = kernel.dtype == jnp.float32
+    product = partial(
+        jnp.einsum, precision=jax.lax.Precision.HIGHEST if single else jax.lax.Precision.HIGH
+    )
 
-    def matrix(size: int) -> Float[Array, "257 4 {size}"]:
+    def matrix(
+        size: int, order: str, stem_order: str, sizes: dict[str, int]
+    ) -> Float[Array, "7 256 {size}"]:
         eye = jnp.eye(size, dtype=image.dtype)
         lines = jax.image.resize(eye, (IMAGE_SIZE, size), "bilinear", antialias=False)
-        return rearrange(jnp.pad(lines, ((before, after), (0, 0))), "(i r) h -> i r h", r=STRIDE)
+        lines = jnp.pad(lines, ((KERNEL // 2, KERNEL // 2), (0, 0)))
+        taps = jnp.stack([lines[tap : tap + IMAGE_SIZE : STRIDE] for tap in range(KERNEL)])
+        return rearrange(taps, f"t ({order}) n -> t ({stem_order}) n", **sizes)
 
-    exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    x = exact("irh,bhwc->bcriw", matrix(image.shape[1]), image)
-    x = exact("jsw,bcriw->bcrsij", matrix(image.shape[2]), x)
-    return rearrange(x, "b c r s i j -> b (c r s) i j")
-
-
-def _squares_kernel(kernel: Float[np.ndarray, "o c 7 7"]) -> Float[np.ndarray, "2 2 48 o"]:
-    """The 7x7 kernel, with a zero row and column after it, for `_squares`."""
-    kernel = np.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    return rearrange(kernel, "o c (h r) (w s) -> h w (c r s) o", r=STRIDE, s=STRIDE)
+    rows = matrix(image.shape[1], ROWS, STEM_ROWS, ROW_SIZES)
+    columns = matrix(image.shape[2], COLUMNS, STEM_COLUMNS, COLUMN_SIZES)
+    x = product("tyh,bhwc->bctyw", rows, image)
+    x = product("uxw,bctyw->bctuyx", columns, x).astype(kernel.dtype)
+    return jnp.einsum("bctuyx,ctuo->byxo", x, kernel)
 
 
-def _repeated(
-    windows: Params, whole: Params, x: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
-    """A map after the period of blocks that comes several times."""
+def _stem(stacks: Sequence[Params], x: Float[Array, "b 256 256 c"]) -> Float[Array, "b 64 64 d"]:
+    """The first map, its tokens in the stem's order, after the blocks that pool it twice."""
+    if not block_tpu.fits():
+        x = rearrange(
+            x,
+            f"b ({STEM_ROWS}) ({STEM_COLUMNS}) c -> b (i j q) (r s k l h w) c",
+            **ROW_SIZES,
+            **COLUMN_SIZES,
+        )
+        for block, stack in zip(BLOCKS[:STEM], stacks, strict=True):
+            x = _block(block, jax.tree.map(lambda p: p[0], stack), x, None)
+        return _from_windows(x, IMAGE_SIZE // 16, 2)
+    # q is in bits 1 and 2 of a row's number, i a program's, j above a window's other tokens.
+    first, second, third, fourth = (
+        partial(block_tpu.arranged, stack, heads=block.heads)
+        for block, stack in zip(BLOCKS[:STEM], stacks, strict=True)
+    )
+    x = rearrange(x, "b (i y) (j z) c -> b i y j z c", y=8, z=32)
+    x = first(x, x_view=".n.", out=View((8, 256), "n."), span=256, apart=0b110)
+    x = rearrange(x, "b i j (r y s z) c -> b i j r y s z c", r=2, s=2, z=16)
+    x = second(x, x_view="ns.s.", out=View((8, 64), "n."), span=128, apart=0b1000110)
+    x = third(x, x_view="n.", out=View((8, 64), "n."), span=128, apart=0b1000110)
+    x = rearrange(x, "b i j (k h l z) c -> b i j k h l z c", k=2, h=2, l=2)
+    x = fourth(x, x_view="ns.s.", out=View((2, 8, 8), ".n."), span=128, apart=0b1110110)
+    return rearrange(x, "b i h j z c -> b (i h) (j z) c")
 
-    def period(x: Array, windows: Params, whole: Params, i: int = 0) -> Array:
-        blocks = [(windows, WINDOWS * i + k) for k in range(WINDOWS)]
-        return _through(PERIOD, [*blocks, (whole, i)], x)
 
-    if block_tpu.fits():  # takes its layer's weights from among all, which a loop would copy
-        for i in range(REPEATS):
-            x = period(x, windows, whole, i)
+def _middle(
+    windows: Params, whole: Params, x: Float[Array, "b 64 64 c"]
+) -> Float[Array, "b 64 64 c"]:
+    """A map after the blocks of stride 16."""
+    alike, globally = BLOCKS[IN_WINDOWS[0]], BLOCKS[GLOBAL_BLOCKS[0]]
+
+    def go(x: Array, block: Block, stack: Params, which: range) -> Array:
+        return _in_windows([block], [(stack, which)], x)
+
+    if block_tpu.fits():  # takes a layer's weights from among all, which a loop would copy
+        start = 0
+        for i in range(len(GLOBAL_BLOCKS)):
+            end = ONCE + TWICE * (i + 1)
+            x = go(x, alike, windows, range(start, end))
+            x, start = go(x, globally, whole, range(i, i + 1)), end
         return x
-    windows = jax.tree.map(lambda p: p.reshape(REPEATS, WINDOWS, *p.shape[1:]), windows)
-    whole = jax.tree.map(lambda p: p[:, None], whole)
-    return jax.lax.scan(lambda x, p: (period(x, *p), None), x, (windows, whole))[0]
+
+    def period(x: Array, stacks: tuple[Params, Params]) -> tuple[Array, None]:
+        x = go(x, alike, stacks[0], range(TWICE))
+        return go(x, globally, jax.tree.map(lambda p: p[None], stacks[1]), range(1)), None
+
+    x = go(x, alike, windows, range(ONCE))
+    repeated = jax.tree.map(lambda p: p[ONCE:].reshape(-1, TWICE, *p.shape[1:]), windows)
+    return jax.lax.scan(period, x, (repeated, whole))[0]
 
 
-def _through(
-    blocks: Sequence[Block], params: Sequence[Stacked], x: Float[Array, "b h w c"]
+def _in_windows(
+    blocks: Sequence[Block], stacks: Sequence[tuple[Params, range]], x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
-    """A map after consecutive blocks, which is cut into windows only where windows change."""
-    runs: list[list[tuple[Block, Stacked]]] = []
-    for block, p in zip(blocks, params, strict=True):
-        if not runs or block.window != runs[-1][-1][0].window_after:
-            runs.append([])
-        runs[-1].append((block, p))
-    for run in runs:
-        size, window = x.shape[1], run[0][0].window or x.shape[1]
-        pools = sum(block.pool for block, _ in run)
-        inside = None
-        if size % window:
-            inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
-        x = _to_windows(x, window, pools)
-        # Neighbours in one stack, which are alike, go together.
-        for _, some in itertools.groupby(run, key=lambda one: id(one[1][0])):
-            (block, (stack, first)), *more = some
-            x = _blocks(block, stack, range(first, first + 1 + len(more)), x, inside)
-            inside = _pool(inside) if block.pool and inside is not None else inside
-        x = _from_windows(x, size >> pools, window >> pools)
-    return x
-
-
-WINDOW_ORDERS = (
-    "b (i h) (j w) c -> b (i j) (h w) c",
-    "b (i h r) (j w s) c -> b (i j) (r s h w) c",
-    "b (i h k r) (j w l s) c -> b (i j) (r s k l h w) c",
-)
-"""A map's tokens as lists of windows that are to be pooled never, once or twice."""
+    """A map after consecutive blocks that see the same windows, each as often as it has layers."""
+    size, window = x.shape[1], blocks[0].window or x.shape[1]
+    pools = sum(block.pool for block in blocks)
+    inside = None
+    if size % window:
+        inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
+    x = _to_windows(x, window, pools)
+    for block, (stack, which) in zip(blocks, stacks, strict=True):
+        x = _blocks(block, stack, which, x, inside)
+        inside = _pool(inside) if block.pool and inside is not None else inside
+    return _from_windows(x, size >> pools, window >> pools)
 
 
 def _to_windows(x: Float[Array, "b h w c"], window: int, pools: int) -> Float[Array, "b n t c"]:
     """Square windows of a map, zeros at its end where they don't divide it, as lists of tokens.
 
-    Order matters to pooling alone: what the first of so many `pools` joins is a quarter of the list
-    apart, as TPUs are good at quarters and bad at neighbours (Ryali et al., 2023, do so on GPUs).
+    Order matters to pooling alone, which joins what is a quarter of the list apart: TPUs are good
+    at quarters and bad at neighbours (Ryali et al., 2023, do so on GPUs).
     """
     fill = -x.shape[1] % window
     x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
-    side, halves = window >> pools, dict.fromkeys("rskl"[: 2 * pools], 2)
-    return rearrange(x, WINDOW_ORDERS[pools], h=side, w=side, **halves)
+    if pools:
+        order = "b (i h r) (j w s) c -> b (i j) (r s h w) c"
+        return rearrange(x, order, h=window // 2, w=window // 2, r=2, s=2)
+    return rearrange(x, "b (i h) (j w) c -> b (i j) (h w) c", h=window, w=window)
 
 
 def _from_windows(x: Float[Array, "b n t c"], size: int, window: int) -> Float[Array, "b h w c"]:

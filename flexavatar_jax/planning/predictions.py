@@ -166,7 +166,8 @@ def predict_step(
     )
     hlo = compiled.as_text()
     moved = collectives(hlo)
-    cycles = kernel_cycles(schedules) if schedules else {}
+    found = kernels(hlo)
+    cycles = _scheduled(found, kernel_cycles(schedules)) if schedules else {}
     return Report(
         topology=topology,
         chips=mesh.size,
@@ -182,7 +183,7 @@ def predict_step(
         flops=flops,
         collectives=moved,
         seconds=predict(config, chip_name(topology), mesh, hlo, moved, cycles),
-        unscheduled=sorted({k.name for k in kernels(hlo)} - set(cycles)),
+        unscheduled=sorted({k.name for k in found} - set(cycles)),
     )
 
 
@@ -214,19 +215,35 @@ def predict(
     return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
 
 
+def _scheduled(found: list[Kernel], cycles: dict[str, int]) -> dict[str, int]:
+    """Cycles of all kernels that are one with a kernel whose schedule is known: of many alike the
+    compiler makes one."""
+
+    def kind(kernel: Kernel) -> tuple[str | int, ...]:
+        return _own_name(kernel), kernel.flops, kernel.transcendentals, kernel.bytes
+
+    known = {kind(kernel): cycles[kernel.name] for kernel in found if kernel.name in cycles}
+    return {kernel.name: known[kind(kernel)] for kernel in found if kind(kernel) in known}
+
+
+def _own_name(kernel: Kernel) -> str:
+    """What the kernel is called in our code."""
+    names = (name for name in VECTOR_OPS if name in kernel.operation)
+    return next(names, kernel.operation)
+
+
 def kernel_seconds(kernel: Kernel, chip: str, cycles: int | None = None) -> float:
     """What one run of a kernel takes: the cycles of its schedule, or at published rates, vector
     unit after matrix unit; no less than its bytes take.
 
     Raises:
-      StopIteration: nobody has said how many vector operations this kernel takes.
+      KeyError: nobody has said how many vector operations this kernel takes.
     """
     rates = CHIPS[chip]
     if cycles is not None:
         computing = cycles / rates.clock
     else:
-        vector_ops = next(ops for name, ops in VECTOR_OPS.items() if name in kernel.operation)
-        vectors = vector_ops * kernel.transcendentals / rates.float32
+        vectors = VECTOR_OPS[_own_name(kernel)] * kernel.transcendentals / rates.float32
         computing = kernel.flops / rates.bfloat16 + vectors
     return max(computing, kernel.bytes / rates.bandwidth)
 
