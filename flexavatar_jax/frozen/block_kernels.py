@@ -11,141 +11,26 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array
 
+from flexavatar_jax.frozen.block_functions import (
+    back,
+    gelu,
+    gelu_slope,
+    linear,
+    norm,
+    norm_back,
+    pool,
+    pool_back,
+)
+from flexavatar_jax.frozen.block_layout import Static, Tokens, for_rows
 from flexavatar_jax.model.attention_kernels import LANES, NOBODY, dot
 
 SUBLANES = 8
-
-TOGETHER = 1024
-"""Keys and registers, one times the other, that are worked on in one go."""
-
-EPSILON = 1e-6
-"""Of both norms."""
-
-
-class View(NamedTuple):
-    """How a program's rows lie in an array [*dims, C]."""
-
-    dims: tuple[int, ...]
-    roles: str
-    """Of each dimension: "s" tells sets apart, "n" counts groups of rows, "." is within a group."""
-
-    @property
-    def group(self) -> int:
-        """Rows that lie together."""
-        return math.prod(n for n, role in zip(self.dims, self.roles, strict=True) if role == ".")
-
-    def place(self, s: int, n: Any) -> tuple[Any, ...]:
-        """Where group n of set s is."""
-        index = []
-        for size, role in zip(self.dims[::-1], self.roles[::-1], strict=True):
-            index.append({"n": n, ".": slice(None), "s": s % size}[role])
-            s = s // size if role == "s" else s
-        return (*index[::-1], slice(None))
-
-
-class Static(NamedTuple):
-    """What a kernel is compiled for."""
-
-    heads: int
-    width: int
-    """Lanes of a head: of `LANES` a divisor or a multiple."""
-    scale: float
-    """Of logits."""
-    sets: int
-    """1, or 4 in a block that pools."""
-    x: View
-    """Of what goes in."""
-    out: View
-    span: int
-    """Neighbouring rows of a set that are attended to together."""
-    apart: int
-    """Bits of a row's number in which those that don't attend to one another differ."""
-    window: int
-    """Rows of a window; a power of two, where there are several in a span."""
-    length: int
-    """Of those, the ones that hold tokens; the last ones are padding."""
-    queries: int
-    """Rows whose logits are on the chip at a time."""
-    program: int
-    """Rows of a program."""
-    rows: int
-    """Rows that are multiplied by weights at a time: whole groups of both views."""
-    masked: bool
-    """Some tokens count as zero in attention."""
-    layers: int
-    """Alike, one after the other; a block that pools comes alone."""
-
-    @property
-    def lanes(self) -> int:
-        """Of all queries."""
-        return -(-self.heads * self.width // LANES) * LANES
-
-    @property
-    def register(self) -> int:
-        """Lanes that are worked on together: whole heads in whole registers."""
-        return max(self.width, LANES)
-
-    @property
-    def groups(self) -> list[range]:
-        """Registers that are attended to in one go: one has room for many keys, all for few."""
-        registers = self.lanes // self.register
-        size = max(1, min(registers, TOGETHER // (self.sets * self.span)))
-        return [range(i, min(i + size, registers)) for i in range(0, registers, size)]
-
-    def heads_of(self, register: int) -> range:
-        """The heads within one."""
-        each = self.register // self.width
-        return range(register * each, min((register + 1) * each, self.heads))
-
-
-class Weights(NamedTuple):
-    """Of a block: matrices [in, out]; biases and norms [1, C], float32."""
-
-    norm1: Any
-    """Scale, bias."""
-    q: Any
-    """Matrix, bias; and so on."""
-    k: Any
-    v: Any
-    skip: Any
-    """Of a pooled block; else None."""
-    out: Any
-    norm2: Any
-    mlp_in: Any
-    mlp_out: Any
-
-
-class Tokens:
-    """A ref of tokens, row by row."""
-
-    def __init__(self, ref: Any, view: View):
-        self.ref, self.view = ref, view
-
-    def __getitem__(self, which: tuple[int, Any]) -> Array:
-        """Some rows of a set, float32."""
-        s, rows = which
-        parts = [self.ref[place].astype(jnp.float32) for place in self._places(s, rows)]
-        return jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in parts])
-
-    def __setitem__(self, which: tuple[int, Any], value: Array) -> None:
-        s, rows = which
-        group = self.view.group
-        for i, place in enumerate(self._places(s, rows)):
-            shape = self.ref[place].shape
-            part = value[i * group : (i + 1) * group].reshape(shape)
-            self.ref[place] = part.astype(self.ref.dtype)
-
-    def _places(self, s: int, rows: Any) -> list[tuple[Any, ...]]:
-        first = jax.lax.div(rows.start, self.view.group)
-        return [self.view.place(s, first + i) for i in range(rows.size // self.view.group)]
 
 
 def forward_kernel(static: Static, tree: Any, *refs) -> None:
@@ -182,13 +67,13 @@ def forward_kernel(static: Static, tree: Any, *refs) -> None:
 
     def finish(rows):
         skip = middle_ref[rows, :].astype(jnp.float32) if weights.skip else x[0, rows]
-        middle = skip + _linear(attended[rows, :], weights.out)
+        middle = skip + linear(attended[rows, :], weights.out)
         middle_ref[rows, :] = middle.astype(dtype)
-        normed, _, _ = _norm(middle, weights.norm2)
-        hidden = _gelu(_linear(normed.astype(dtype), weights.mlp_in))
-        out[0, rows] = middle + _linear(hidden.astype(dtype), weights.mlp_out)
+        normed, _, _ = norm(middle, weights.norm2)
+        hidden = gelu(linear(normed.astype(dtype), weights.mlp_in))
+        out[0, rows] = middle + linear(hidden.astype(dtype), weights.mlp_out)
 
-    _for_rows(count, static.rows, finish)
+    for_rows(count, static.rows, finish)
 
 
 def backward_kernel(static: Static, tree: Any, *refs) -> None:
@@ -210,15 +95,15 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
 
     def through_mlp(rows):
         gradient = dy[0, rows]
-        normed, standard, inverse = _norm(middle_ref[rows, :], weights.norm2)
-        z = _linear(normed.astype(dtype), weights.mlp_in)
-        d_hidden = _back(gradient.astype(dtype), weights.mlp_out) * _gelu_slope(z)
-        d_normed = _back(d_hidden.astype(dtype), weights.mlp_in)
-        gradient += _norm_back(d_normed, weights.norm2, standard, inverse)
+        normed, standard, inverse = norm(middle_ref[rows, :], weights.norm2)
+        z = linear(normed.astype(dtype), weights.mlp_in)
+        d_hidden = back(gradient.astype(dtype), weights.mlp_out) * gelu_slope(z)
+        d_normed = back(d_hidden.astype(dtype), weights.mlp_in)
+        gradient += norm_back(d_normed, weights.norm2, standard, inverse)
         d_middle[rows, :] = gradient
-        d_attended[rows, :] = _back(gradient.astype(dtype), weights.out).astype(dtype)
+        d_attended[rows, :] = back(gradient.astype(dtype), weights.out).astype(dtype)
 
-    _for_rows(count, static.rows, through_mlp)
+    for_rows(count, static.rows, through_mlp)
 
     def attend(queries, keys, register, first):
         lanes, place = _lanes(static, register), _lanes(static, register - first)
@@ -259,26 +144,26 @@ def backward_kernel(static: Static, tree: Any, *refs) -> None:
 
     def finish(rows):
         mask = mask_ref[:, rows, :] if static.masked else None
-        norms = [_norm(x[s, rows], weights.norm1) for s in range(static.sets)]
+        norms = [norm(x[s, rows], weights.norm1) for s in range(static.sets)]
         gradient, dq, d_skip = d_middle[rows, :], [q_ref[rows, :]], []
         if weights.skip:
             normed = [n.astype(dtype) for n, _, _ in norms]
-            d_skip = _pool_back([_linear(n, weights.skip) for n in normed], gradient)
+            d_skip = pool_back([linear(n, weights.skip) for n in normed], gradient)
             if mask is not None:
                 normed = [n * mask[s].astype(dtype) for s, n in enumerate(normed)]
-            queries = [_linear(n, weights.q) for n in normed]
-            dq = _pool_back(queries, dq[0].astype(jnp.float32))
+            queries = [linear(n, weights.q) for n in normed]
+            dq = pool_back(queries, dq[0].astype(jnp.float32))
         for s, (_, standard, inverse) in enumerate(norms):
-            d_normed = _back(dq[s].astype(dtype), weights.q)
-            d_normed += _back(k_ref[s, rows, :], weights.k) + _back(v_ref[s, rows, :], weights.v)
+            d_normed = back(dq[s].astype(dtype), weights.q)
+            d_normed += back(k_ref[s, rows, :], weights.k) + back(v_ref[s, rows, :], weights.v)
             if mask is not None:
                 d_normed *= mask[s]
             if weights.skip:
-                d_normed += _back(d_skip[s].astype(dtype), weights.skip)
-            one = _norm_back(d_normed, weights.norm1, standard, inverse)
+                d_normed += back(d_skip[s].astype(dtype), weights.skip)
+            one = norm_back(d_normed, weights.norm1, standard, inverse)
             dx[s, rows] = one if weights.skip else one + gradient
 
-    _for_rows(count, static.rows, finish)
+    for_rows(count, static.rows, finish)
 
 
 def _unpack(tree, refs, written):
@@ -300,7 +185,7 @@ def _copy(static, source, target):
     def copy(rows):
         target[0, rows] = source[0, rows]
 
-    _for_rows(static.program, static.rows, copy)
+    for_rows(static.program, static.rows, copy)
 
 
 def _project(static, x, mask_ref, weights, q_ref, k_ref, v_ref, skip_ref=None):
@@ -311,40 +196,20 @@ def _project(static, x, mask_ref, weights, q_ref, k_ref, v_ref, skip_ref=None):
     def project(rows):
         queries, skips = [], []
         for s in range(static.sets):
-            normed, _, _ = _norm(x[s, rows], weights.norm1)
+            normed, _, _ = norm(x[s, rows], weights.norm1)
             if weights.skip and skip_ref is not None:
-                skips.append(_linear(normed.astype(dtype), weights.skip))
+                skips.append(linear(normed.astype(dtype), weights.skip))
             if static.masked:
                 normed *= mask_ref[s, rows, :]
             normed = normed.astype(dtype)
-            queries.append(_linear(normed, weights.q))
-            k_ref[s, rows, :] = _linear(normed, weights.k).astype(dtype)
-            v_ref[s, rows, :] = _linear(normed, weights.v).astype(dtype)
-        q_ref[rows, :] = (_pool(*queries) * static.scale).astype(dtype)
+            queries.append(linear(normed, weights.q))
+            k_ref[s, rows, :] = linear(normed, weights.k).astype(dtype)
+            v_ref[s, rows, :] = linear(normed, weights.v).astype(dtype)
+        q_ref[rows, :] = (pool(*queries) * static.scale).astype(dtype)
         if skips:
-            skip_ref[rows, :] = _pool(*skips).astype(dtype)
+            skip_ref[rows, :] = pool(*skips).astype(dtype)
 
-    _for_rows(static.program, static.rows, project)
-
-
-def _pool(first, *others):
-    """The larger of the larger ones of two pairs; of one, itself."""
-    if not others:
-        return first
-    return jnp.maximum(jnp.maximum(first, others[0]), jnp.maximum(*others[1:]))
-
-
-def _pool_back(values, gradient):
-    """Gradients in each of the four sets of values that `_pool` took."""
-    a, b, c, d = values
-    upper, lower = _larger_back(jnp.maximum(a, b), jnp.maximum(c, d), gradient)
-    return [*_larger_back(a, b, upper), *_larger_back(c, d, lower)]
-
-
-def _larger_back(a, b, gradient):
-    """Gradients in a and b of the larger one; halves where they are equal."""
-    share = jnp.where(a > b, 1.0, jnp.where(a == b, 0.5, 0.0))
-    return gradient * share, gradient * (1 - share)
+    for_rows(static.program, static.rows, project)
 
 
 def _logits(static, head, q, k_ref, queries, keys, lanes, *, axis):
@@ -416,74 +281,6 @@ def _lanes(static, register):
     return slice(register * static.register, (register + 1) * static.register)
 
 
-def _norm(x, weights):
-    """Normed tokens; before scale and bias; 1 / their standard deviation. All float32."""
-    scale, bias = weights
-    x = x.astype(jnp.float32)
-    centred = x - jnp.mean(x, axis=1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=1, keepdims=True) + EPSILON)
-    standard = centred * inverse
-    return standard * scale[...] + bias[...], standard, inverse
-
-
-def _norm_back(gradient, weights, standard, inverse):
-    scaled = gradient * weights[0][...]
-    mean = jnp.mean(scaled, axis=1, keepdims=True)
-    product = jnp.mean(scaled * standard, axis=1, keepdims=True)
-    return inverse * (scaled - mean - standard * product)
-
-
-def _gelu(z):
-    """z Phi(z), Phi being the normal distribution."""
-    _, tail = _density_and_tail(z)
-    return jnp.maximum(z, 0) - jnp.abs(z) * tail
-
-
-def _gelu_slope(z):
-    density, tail = _density_and_tail(z)
-    return jnp.where(z < 0, tail, 1 - tail) + z * density
-
-
-def _density_and_tail(z):
-    """The normal distribution's density at z, and what it leaves beyond |z|.
-
-    By formula 7.1.26 of Abramowitz and Stegun, Handbook of Mathematical Functions (1964), off by
-    1e-7 at most. It takes half of what the error function does, and has the density in it.
-    """
-    root = 0.3275911 * math.sqrt(0.5)
-    t = _reciprocal(1 + root * jnp.abs(z))
-    series = 0.0
-    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + 0.5 * coefficient) * t
-    bell = jnp.exp(-0.5 * z * z)
-    return bell * (1 / math.sqrt(2 * math.pi)), series * bell
-
-
-def _reciprocal(x):
-    """1 / x for x >= 1, by one step of Newton's from the hardware's estimate."""
-    guess = pl.reciprocal(x, approx=True)
-    return guess * (2 - x * guess)
-
-
-def _linear(x, weights):
-    """x w + b in float32."""
-    matrix, bias = weights
-    return dot(x, matrix[...], 1, 0) + bias[...]
-
-
-def _back(gradient, weights):
-    """The gradient in what `_linear` took."""
-    return dot(gradient, weights[0][...], 1, 1)
-
-
-def _for_rows(count: int, step: int, body: Callable) -> None:
-    """`body` for each `step` rows of `count`."""
-
-    @pl.loop(0, count // step)
-    def _(i):
-        body(pl.ds(pl.multiple_of(i * step, step), step))
-
-
 def _for_spans(static, count, body, begin=None, end=None):
     """`body` for some queries and the keys of their span at a time; `begin` and `end` before and
     after each span."""
@@ -502,4 +299,4 @@ def _for_spans(static, count, body, begin=None, end=None):
         if end:
             end(keys)
 
-    _for_rows(count, static.span, one)
+    for_rows(count, static.span, one)

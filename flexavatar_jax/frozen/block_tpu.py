@@ -21,13 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.block_kernels import (
-    Static,
-    View,
-    Weights,
-    backward_kernel,
-    forward_kernel,
-)
+from flexavatar_jax.frozen.block_costs import cost, whole
+from flexavatar_jax.frozen.block_kernels import backward_kernel, forward_kernel
+from flexavatar_jax.frozen.block_layout import Static, View, Weights
 from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.model.attention_kernels import LANES
 from kernels import backends
@@ -49,25 +45,6 @@ QUERIES = 256
 
 VMEM = 60 << 20
 """Bytes on chip that a program may take: v5e, v5p and v6e have 64 MiB and more."""
-
-NORM_OPS, NORM_BACK_OPS = 11, 12
-"""Vector operations for an element: two conversions, statistics (4), scaling (2), bias, rounding
-(2); scaled gradient, its two means (3), what they leave (4), conversions, sum with the other
-gradient."""
-
-LOGIT_OPS, LOGIT_BACK_OPS = 12, 18
-"""For a logit: masks (3), maximum, difference, exponential (4), sum, rounding (2); backward also
-the product with the sum, two more and a sum, difference, rounding, but no second maximum."""
-
-GELU_OPS, GELU_BACK_OPS = 27, 32
-"""For an element of the hidden layer: bias, the bell (6) and its tail (19), absolute value,
-products, sums, rounding; backward also density, choice of tail, and products."""
-
-OTHER_OPS = 6
-"""For an element of anything that comes of a product: bias, sums, scaling, pooling, rounding."""
-
-VECTOR_OPS = {"block_forward": 1, "block_backward": 1}
-"""A kernel's cost estimate has its vector operations as transcendentals."""
 
 
 def fits() -> bool:
@@ -98,7 +75,7 @@ def blocks(
       inside: 1 for tokens, 0 for those that count as zero in attention.
     """
     windows, tokens = x.shape[1:3]
-    sets = 4 if "skip" in p else 1
+    sets = _sets(p)
     tokens //= sets
     if tokens > LANES:
         steps = max(-(-tokens // QUERIES), -(-tokens * tokens * sets // LOGITS))
@@ -109,11 +86,13 @@ def blocks(
         span = queries = LANES
     spans = -(-windows // (span // window))
     program = span * _largest(spans, lambda n: n * span * sets <= ROWS)
+    step = _rows_at_once(p, program, SUBLANES)
     static = _static(
         p,
         heads=heads,
-        x=View((sets, program // SUBLANES, SUBLANES), "sn."),
-        out=View((program // SUBLANES, SUBLANES), "n."),
+        x=View((sets, program // step, step), "sn."),
+        out=View((program // step, step), "n."),
+        rows=step,
         span=span,
         apart=(span - 1) & -window if window < span else 0,
         window=window,
@@ -121,11 +100,6 @@ def blocks(
         queries=queries,
         masked=inside is not None,
         layers=len(which),
-    )
-    # Nobody else has an opinion on how many rows lie together.
-    static = static._replace(
-        x=View((sets, program // static.rows, static.rows), "sn."),
-        out=View((program // static.rows, static.rows), "n."),
     )
     grow = ((0, spans * span // window - windows), (0, window - tokens))
 
@@ -135,7 +109,7 @@ def blocks(
         return rearrange(a, "... n t c -> ... (n t) c")
 
     mask = None if inside is None else rows(jnp.float32(inside[0]))
-    x = rearrange(rows(x), "b s (i n r) c -> b i s n r c", i=spans * span // program, r=static.rows)
+    x = rearrange(rows(x), "b s (i n r) c -> b i s n r c", i=spans * span // program, r=step)
     y = _blocks(static, which.start, x, mask, _weights(static, p, x.dtype))
     y = rearrange(y, "b i n r c -> b (i n r) c")
     y = rearrange(y, "b (n t) c -> b n t c", t=window)
@@ -144,28 +118,32 @@ def blocks(
 
 def arranged(
     p: dict[str, dict[str, Array]],
-    x: Float[Array, "b i *dims c"],
+    x: Float[Array, "b i *x_dims c"],
     *,
     heads: int,
-    x_view: str,
+    roles: str,
     out: View,
     span: int,
     apart: int,
-) -> Float[Array, "b i *dims d"]:
-    """`blocks` for one block, over tokens that lie as they please.
+) -> Float[Array, "b i *out_dims d"]:
+    """`blocks` for the first of `p`, over tokens that lie as they please.
 
     A program takes x[:, i]. Nothing is padded.
 
     Args:
-      x_view: roles of the dimensions (`block_kernels.View`).
-      out: how the tokens lie that come out.
-      span, apart: rows that attend to one another (`block_kernels.Static`).
+      roles: of `x_dims`, as in a `View`.
+      out: how the tokens lie that come out; `out_dims` are its dimensions.
+      span: neighbouring rows that attend to one another,
+      apart: unless their numbers differ in these bits.
     """
+    view = View(x.shape[2:-1], roles)
+    program, group = math.prod(out.dims), max(view.group, out.group)
     static = _static(
         p,
         heads=heads,
-        x=View(x.shape[2:-1], x_view),
+        x=view,
         out=out,
+        rows=_rows_at_once(p, program, group),
         span=span,
         apart=apart,
         window=span,
@@ -177,22 +155,27 @@ def arranged(
     return _blocks(static, 0, x, None, _weights(static, p, x.dtype))
 
 
-def _static(p, *, heads, x, out, **others) -> Static:
-    """What the kernels are compiled for, rows being as many at a time as there is room for."""
-    head, sets = p["out"]["w"].shape[1] // heads, 4 if "skip" in p else 1
-    most = HIDDEN // (sets * p["mlp_in"]["w"].shape[2])
-    program, group = math.prod(out.dims), max(x.group, out.group)
+def _static(p, *, heads, out, **others) -> Static:
+    head = p["out"]["w"].shape[1] // heads
     return Static(
         heads=heads,
-        width=head if LANES % head == 0 else _whole(head),
+        width=head if LANES % head == 0 else whole(head),
         scale=head**-0.5,
-        sets=sets,
-        x=x,
+        sets=_sets(p),
         out=out,
-        program=program,
-        rows=group * _largest(program // group, lambda n: n * group <= most),
+        program=math.prod(out.dims),
         **others,
     )
+
+
+def _sets(p) -> int:
+    return 4 if "skip" in p else 1
+
+
+def _rows_at_once(p, program: int, group: int) -> int:
+    """As many whole groups of a program's rows as there is room for their hidden layers."""
+    most = HIDDEN // (_sets(p) * p["mlp_in"]["w"].shape[2])
+    return group * _largest(program // group, lambda n: n * group <= most)
 
 
 def _largest(count: int, good: Callable[[int], bool]) -> int:
@@ -358,42 +341,6 @@ def _call(static, kernel, inputs, in_specs, outputs, out_specs, scratch):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM
         ),
-        cost_estimate=_cost(static, x, weights, [*flat, *outputs], backward=backward),
+        cost_estimate=cost(static, x, weights, [*flat, *outputs], backward=backward),
         name=f"block_{'backward' if backward else 'forward'}",
     )(*flat)
-
-
-def _cost(static, x, weights, arrays, *, backward):
-    """What the units do with whole registers: lanes without a use are multiplied, too."""
-    matrices = weights.mlp_out[0], weights.mlp_in[0]
-    width, out, hidden = map(_whole, (x.shape[-1], *(m.shape[2] for m in matrices)))
-    tokens = x.size // x.shape[-1] // static.sets // (static.layers if backward else 1)
-    lanes = static.lanes
-    inputs, skip = tokens * static.sets, out if weights.skip else 0
-    logits = tokens * static.heads * static.sets * _whole(static.span)
-
-    project = inputs * 3 * width * lanes
-    if backward:
-        products = 2 * project + tokens * out * (lanes + 3 * hidden)
-        products += inputs * width * (2 * skip + (lanes if skip else 0))
-        products += 5 * logits * static.register
-        vector = inputs * (width * (NORM_OPS + NORM_BACK_OPS) + lanes * 5 * OTHER_OPS)
-        vector += inputs * (2 * skip * OTHER_OPS) + logits * LOGIT_BACK_OPS
-        vector += tokens * (out * (NORM_OPS + NORM_BACK_OPS) + hidden * GELU_BACK_OPS)
-    else:
-        products = project + inputs * width * skip + tokens * out * (lanes + 2 * hidden)
-        products += 2 * logits * static.register
-        vector = inputs * (width * NORM_OPS + (3 * lanes + skip) * OTHER_OPS) + logits * LOGIT_OPS
-        vector += tokens * (out * (NORM_OPS + 2 * OTHER_OPS) + hidden * GELU_OPS)
-    everything = sum(a.size * a.dtype.itemsize for a in arrays)
-    unused = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(weights))
-    return pl.CostEstimate(
-        flops=2 * products * static.layers,
-        transcendentals=vector * static.layers,
-        bytes_accessed=everything - unused + unused * static.layers // len(weights.out[0]),
-    )
-
-
-def _whole(lanes: int) -> int:
-    """Lanes of whole registers that hold so many."""
-    return -(-lanes // LANES) * LANES

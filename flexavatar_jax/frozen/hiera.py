@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,62 +18,26 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen import block_tpu
-from flexavatar_jax.frozen.block_kernels import View
-from flexavatar_jax.frozen.layers import attend, layer_norm, linear, normalise
+from flexavatar_jax.frozen.block_layout import View
+from flexavatar_jax.frozen.hiera_blocks import (
+    BLOCKS,
+    GLOBAL_BLOCKS,
+    STAGES,
+    Block,
+    Params,
+    from_windows,
+    in_windows,
+    plain_block,
+)
+from flexavatar_jax.frozen.layers import linear, normalise
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.frozen.weights import Source, read_weights
-from flexavatar_jax.model import attention_gpu
 
 SOURCE = Source("facebook/sam2.1-hiera-small", "config.frozen.sam2", "config.loss.sam=0")
 IMAGE_SIZE = 1024
 STRIDE = 4
 KERNEL = 7
-GLOBAL_BLOCKS = (7, 10, 13)
 EMBEDDING_WIDTH = 256
-GLOBAL_ROWS = 512
-"""Queries at a time where a block attends globally."""
-
-
-class Stage(NamedTuple):
-    """Blocks at one resolution; each stage halves that of the one before."""
-
-    blocks: int
-    width: int
-    heads: int
-    window: int
-
-
-STAGES = (Stage(1, 96, 1, 8), Stage(2, 192, 2, 4), Stage(11, 384, 4, 14), Stage(2, 768, 8, 7))
-
-
-class Block(NamedTuple):
-    """What sets a block apart from the others, besides its weights."""
-
-    width_in: int
-    width: int
-    heads: int
-    window: int
-    """Side of the attention windows in tokens, before pooling; 0 attends globally."""
-    pool: bool
-    """Halves the resolution, by max-pooling the queries 2x2."""
-
-    @property
-    def window_after(self) -> int:
-        return self.window // 2 if self.pool else self.window
-
-
-def _all_blocks() -> tuple[Block, ...]:
-    """All 16 blocks: a stage's first one pools, within the windows of the stage before."""
-    blocks = []
-    for stage, before in zip(STAGES, (None, *STAGES[:-1]), strict=True):
-        for i in range(stage.blocks):
-            entry = before if before and i == 0 else stage
-            window = 0 if len(blocks) in GLOBAL_BLOCKS else entry.window
-            blocks.append(Block(entry.width, stage.width, stage.heads, window, entry is before))
-    return tuple(blocks)
-
-
-BLOCKS = _all_blocks()
 STEM = 4
 """Blocks before the map has stride 16, which pool twice, in windows of one place."""
 LAST = 14
@@ -84,8 +47,6 @@ IN_WINDOWS = tuple(i for i in range(STEM, LAST) if i not in GLOBAL_BLOCKS)
 ONCE, TWICE = 1, 2
 """Of the blocks in windows, one comes first, then two before each that attends globally."""
 assert IN_WINDOWS == (4, 5, 6, 8, 9, 11, 12)
-
-Params = dict
 
 
 def load(path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32) -> Params:
@@ -101,7 +62,7 @@ def image_embedding(params: Params, image: Float[Array, "b h w 3"]) -> Float[Arr
     x = _patches(normalise(image.astype(jnp.float32)), params["patch"]["w"])
     x = _stem(params["stem"], x + params["patch"]["b"] + params["positions"])
     stride_16 = x = _middle(params["windows"], params["global"], x)
-    x = _in_windows(BLOCKS[LAST:], [(stack, range(1)) for stack in params["last"]], x)
+    x = in_windows(BLOCKS[LAST:], [(stack, range(1)) for stack in params["last"]], x)
     coarse = repeat(linear(x, params["neck_32"]), "b h w c -> b (h 2) (w 2) c")
     return linear(stride_16, params["neck_16"]) + coarse
 
@@ -238,21 +199,21 @@ def _stem(stacks: Sequence[Params], x: Float[Array, "b 256 256 c"]) -> Float[Arr
             **ROW_SIZES,
             **COLUMN_SIZES,
         )
-        for block, stack in zip(BLOCKS[:STEM], stacks, strict=True):
-            x = _block(block, jax.tree.map(lambda p: p[0], stack), x, None)
-        return _from_windows(x, IMAGE_SIZE // 16, 2)
+        for kind, stack in zip(BLOCKS[:STEM], stacks, strict=True):
+            x = plain_block(kind, jax.tree.map(lambda p: p[0], stack), x)
+        return from_windows(x, IMAGE_SIZE // 16, 2)
     # q is in bits 1 and 2 of a row's number, i a program's, j above a window's other tokens.
     first, second, third, fourth = (
-        partial(block_tpu.arranged, stack, heads=block.heads)
-        for block, stack in zip(BLOCKS[:STEM], stacks, strict=True)
+        partial(block_tpu.arranged, stack, heads=kind.heads)
+        for kind, stack in zip(BLOCKS[:STEM], stacks, strict=True)
     )
     x = rearrange(x, "b (i y) (j z) c -> b i y j z c", y=8, z=32)
-    x = first(x, x_view=".n.", out=View((8, 256), "n."), span=256, apart=0b110)
+    x = first(x, roles=".n.", out=View((8, 256), "n."), span=256, apart=0b110)
     x = rearrange(x, "b i j (r y s z) c -> b i j r y s z c", r=2, s=2, z=16)
-    x = second(x, x_view="ns.s.", out=View((8, 64), "n."), span=128, apart=0b1000110)
-    x = third(x, x_view="n.", out=View((8, 64), "n."), span=128, apart=0b1000110)
+    x = second(x, roles="ns.s.", out=View((8, 64), "n."), span=128, apart=0b1000110)
+    x = third(x, roles="n.", out=View((8, 64), "n."), span=128, apart=0b1000110)
     x = rearrange(x, "b i j (k h l z) c -> b i j k h l z c", k=2, h=2, l=2)
-    x = fourth(x, x_view="ns.s.", out=View((2, 8, 8), ".n."), span=128, apart=0b1110110)
+    x = fourth(x, roles="ns.s.", out=View((2, 8, 8), ".n."), span=128, apart=0b1110110)
     return rearrange(x, "b i h j z c -> b (i h) (j z) c")
 
 
@@ -262,8 +223,8 @@ def _middle(
     """A map after the blocks of stride 16."""
     alike, globally = BLOCKS[IN_WINDOWS[0]], BLOCKS[GLOBAL_BLOCKS[0]]
 
-    def go(x: Array, block: Block, stack: Params, which: range) -> Array:
-        return _in_windows([block], [(stack, which)], x)
+    def go(x: Array, kind: Block, stack: Params, which: range) -> Array:
+        return in_windows([kind], [(stack, which)], x)
 
     if block_tpu.fits():  # takes a layer's weights from among all, which a loop would copy
         start = 0
@@ -280,95 +241,3 @@ def _middle(
     x = go(x, alike, windows, range(ONCE))
     repeated = jax.tree.map(lambda p: p[ONCE:].reshape(-1, TWICE, *p.shape[1:]), windows)
     return jax.lax.scan(period, x, (repeated, whole))[0]
-
-
-def _in_windows(
-    blocks: Sequence[Block], stacks: Sequence[tuple[Params, range]], x: Float[Array, "b h w c"]
-) -> Float[Array, "b h2 w2 c2"]:
-    """A map after consecutive blocks that see the same windows, each as often as it has layers."""
-    size, window = x.shape[1], blocks[0].window or x.shape[1]
-    pools = sum(block.pool for block in blocks)
-    inside = None
-    if size % window:
-        inside = _to_windows(jnp.ones_like(x, shape=(1, size, size, 1)), window, pools)
-    x = _to_windows(x, window, pools)
-    for block, (stack, which) in zip(blocks, stacks, strict=True):
-        x = _blocks(block, stack, which, x, inside)
-        inside = _pool(inside) if block.pool and inside is not None else inside
-    return _from_windows(x, size >> pools, window >> pools)
-
-
-def _to_windows(x: Float[Array, "b h w c"], window: int, pools: int) -> Float[Array, "b n t c"]:
-    """Square windows of a map, zeros at its end where they don't divide it, as lists of tokens.
-
-    Order matters to pooling alone, which joins what is a quarter of the list apart: TPUs are good
-    at quarters and bad at neighbours (Ryali et al., 2023, do so on GPUs).
-    """
-    fill = -x.shape[1] % window
-    x = jnp.pad(x, ((0, 0), (0, fill), (0, fill), (0, 0)))
-    if pools:
-        order = "b (i h r) (j w s) c -> b (i j) (r s h w) c"
-        return rearrange(x, order, h=window // 2, w=window // 2, r=2, s=2)
-    return rearrange(x, "b (i h) (j w) c -> b (i j) (h w) c", h=window, w=window)
-
-
-def _from_windows(x: Float[Array, "b n t c"], size: int, window: int) -> Float[Array, "b h w c"]:
-    """The map that windows were of, without what filled it up."""
-    tiles = -(-size // window)
-    x = rearrange(x, "b (i j) (h w) c -> b (i h) (j w) c", i=tiles, h=window)
-    return x[:, :size, :size]
-
-
-def _blocks(
-    block: Block,
-    stack: Params,
-    which: range,
-    x: Float[Array, "b n t c"],
-    inside: Float[Array, "1 n t 1"] | None,
-) -> Float[Array, "b n t2 c2"]:
-    """Alike blocks one after the other: attention within each window, of pooled queries where a
-    block halves the resolution.
-
-    What fills up a map (`inside` is 0 there) counts as zero before the projection to q, k and v,
-    and is attended to like anything else: so was SAM trained.
-    """
-    if block_tpu.fits():
-        return block_tpu.blocks(stack, x, which, heads=block.heads, inside=inside)
-    for i in which:
-        x = _block(block, jax.tree.map(lambda p, i=i: p[i], stack), x, inside)
-    return x
-
-
-def _block(
-    block: Block, p: Params, x: Float[Array, "b n t c"], inside: Float[Array, "1 n t 1"] | None
-) -> Float[Array, "b n t2 c2"]:
-    normed = layer_norm(x, p["norm1"])
-    skip = _pool(linear(normed, p["skip"])) if block.pool else x
-    normed = normed if inside is None else normed * inside
-    q, k, v = jnp.split(linear(normed, p["qkv"]), 3, axis=-1)
-    q = _pool(q) if block.pool else q
-    windows = x.shape[1]
-    q, k, v = (rearrange(t, "b n t (h d) -> (b n) t h d", h=block.heads) for t in (q, k, v))
-    way = attend if block.window or attention_gpu.fits(q) else _attend_globally
-    attended = rearrange(way(q, k, v), "(b n) t h d -> b n t (h d)", n=windows)
-    x = skip + linear(attended, p["out"])
-    hidden = jax.nn.gelu(linear(layer_norm(x, p["norm2"]), p["mlp_in"]), approximate=False)
-    return x + linear(hidden, p["mlp_out"])
-
-
-def _attend_globally(
-    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h d"]
-) -> Float[Array, "b n h d"]:
-    """Attention of some queries at a time: their logits stay on the chip, all at once don't fit.
-
-    By the TPU compiler's reckoning that takes a third of the time.
-    """
-    attend = jax.checkpoint(lambda rows: jax.nn.dot_product_attention(rows, k, v))
-    rows = rearrange(q, "b (s n) h d -> s b n h d", n=GLOBAL_ROWS)
-    return rearrange(jax.lax.map(attend, rows), "s b n h d -> b (s n) h d")
-
-
-def _pool(x: Float[Array, "b n t c"]) -> Float[Array, "b n t//4 c"]:
-    # A maximum over an axis has a gradient that compares with copies of it, which takes longer.
-    a, b, c, d = jnp.split(x, 4, axis=2)
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
-from flexavatar_jax.frozen import block_tpu
+from flexavatar_jax.frozen import block_costs
 from flexavatar_jax.model import attention_tpu, norm_tpu, upsampler_tpu
 from flexavatar_jax.planning.hlo import Collective, Kernel, collectives, estimated_cycles, kernels
 from flexavatar_jax.planning.schedules import kernel_cycles
@@ -37,7 +37,7 @@ NAMES = "v4:2x2x1, v4:4x4x4, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4, v6e:4x4, 
 
 VECTOR_OPS = {
     **attention_tpu.VECTOR_OPS,
-    **block_tpu.VECTOR_OPS,
+    **block_costs.VECTOR_OPS,
     **norm_tpu.VECTOR_OPS,
     **ssim_tpu.VECTOR_OPS,
     **upsampler_tpu.VECTOR_OPS,
