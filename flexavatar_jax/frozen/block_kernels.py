@@ -226,7 +226,8 @@ def _logits(static, head, q, k_ref, queries, keys, lanes, *, axis):
             query += queries.start - keys.start
             heard = ((key ^ query) & static.apart) == 0
         if static.length < static.window:
-            exists = (key & (static.window - 1) if static.apart else key) < static.length
+            several = static.window < static.span
+            exists = (key & (static.window - 1) if several else key) < static.length
             heard = exists if heard is None else heard & exists
         logits.append(x if heard is None else jnp.where(heard, x, NOBODY))
     return logits

@@ -56,9 +56,9 @@ class Static(NamedTuple):
     apart: int
     """Bits of a row's number in which those that don't attend to one another differ."""
     window: int
-    """Rows of a window; a power of two, where there are several in a span."""
+    """Of so many neighbouring rows, a power of two or the span,"""
     length: int
-    """Of those, the ones that hold tokens; the last ones are padding."""
+    """so many hold tokens; the others are padding."""
     queries: int
     """Rows whose logits are on the chip at a time."""
     program: int

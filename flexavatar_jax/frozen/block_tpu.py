@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -119,14 +120,17 @@ def blocks(
 def arranged(
     p: dict[str, dict[str, Array]],
     x: Float[Array, "b i *x_dims c"],
+    which: range = range(1),
     *,
     heads: int,
     roles: str,
     out: View,
     span: int,
-    apart: int,
+    apart: int = 0,
+    alive: tuple[int, int] | None = None,
+    inside: Float[np.ndarray, "rows"] | None = None,
 ) -> Float[Array, "b i *out_dims d"]:
-    """`blocks` for the first of `p`, over tokens that lie as they please.
+    """`blocks` over tokens that lie as they please.
 
     A program takes x[:, i]. Nothing is padded.
 
@@ -135,9 +139,12 @@ def arranged(
       out: how the tokens lie that come out; `out_dims` are its dimensions.
       span: neighbouring rows that attend to one another,
       apart: unless their numbers differ in these bits.
+      alive: of each so many neighbouring rows of a span so many hold tokens, the others nothing.
+      inside: as of `blocks`, for all rows.
     """
     view = View(x.shape[2:-1], roles)
     program, group = math.prod(out.dims), max(view.group, out.group)
+    window, length = alive or (span, span)
     static = _static(
         p,
         heads=heads,
@@ -146,13 +153,14 @@ def arranged(
         rows=_rows_at_once(p, program, group),
         span=span,
         apart=apart,
-        window=span,
-        length=span,
+        window=window,
+        length=length,
         queries=min(span, QUERIES),
-        masked=False,
-        layers=1,
+        masked=inside is not None,
+        layers=len(which),
     )
-    return _blocks(static, 0, x, None, _weights(static, p, x.dtype))
+    mask = None if inside is None else jnp.float32(inside)[None, :, None]
+    return _blocks(static, which.start, x, mask, _weights(static, p, x.dtype))
 
 
 def _static(p, *, heads, out, **others) -> Static:
