@@ -18,6 +18,8 @@ KNOWS = {
         "data_pipelines.errors",
         "flexavatar_jax.frozen",
         "flexavatar_jax.model.attention_gpu",
+        "flexavatar_jax.model.attention_kernels",
+        "flexavatar_jax.model.attention_tpu",
     },
 }
 """What these may import of the project; everything else may import whatever makes no circle."""

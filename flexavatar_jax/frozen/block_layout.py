@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from flexavatar_jax.model.attention_kernels import LANES
@@ -108,6 +109,36 @@ class Weights(NamedTuple):
     norm2: Any
     mlp_in: Any
     mlp_out: Any
+
+
+def lay_out(static: Static, p: dict[str, dict[str, Array]], dtype: DTypeLike) -> Weights:
+    """The kernels' weights: queries, keys and values apart, each head in lanes of its own."""
+
+    def lanes(a, axis):
+        """Heads along an axis, each with zeros after it up to its lanes."""
+        before, after = a.shape[:axis], a.shape[axis + 1 :]
+        head = a.shape[axis] // static.heads
+        a = a.reshape(*before, static.heads, head, *after)
+        a = _pad(a, axis + 1, static.width - head)
+        a = a.reshape(*before, static.heads * static.width, *after)
+        return _pad(a, axis, static.lanes - a.shape[axis])
+
+    def linear(w, b):
+        return w.astype(dtype), jnp.float32(b)[:, None]
+
+    def norm(q):
+        return jnp.float32(q["scale"])[:, None], jnp.float32(q["bias"])[:, None]
+
+    qkv = zip(*(jnp.split(p["qkv"][name], 3, axis=-1) for name in "wb"), strict=True)
+    qkv = (linear(lanes(w, 2), lanes(b, 1)) for w, b in qkv)
+    skip = linear(**p["skip"]) if "skip" in p else None
+    out = linear(lanes(p["out"]["w"], 1), p["out"]["b"])
+    mlp = linear(**p["mlp_in"]), linear(**p["mlp_out"])
+    return Weights(norm(p["norm1"]), *qkv, skip, out, norm(p["norm2"]), *mlp)
+
+
+def _pad(a, axis, amount):
+    return jnp.pad(a, [(0, amount if i == axis else 0) for i in range(a.ndim)])
 
 
 class Tokens:

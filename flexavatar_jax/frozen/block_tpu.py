@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from flexavatar_jax.frozen.block_costs import cost, whole
 from flexavatar_jax.frozen.block_kernels import backward_kernel, forward_kernel
-from flexavatar_jax.frozen.block_layout import Static, View, Weights
+from flexavatar_jax.frozen.block_layout import Static, View, Weights, lay_out
 from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.model.attention_kernels import LANES
 from kernels import backends
@@ -111,7 +111,7 @@ def blocks(
 
     mask = None if inside is None else rows(jnp.float32(inside[0]))
     x = rearrange(rows(x), "b s (i n r) c -> b i s n r c", i=spans * span // program, r=step)
-    y = _blocks(static, which.start, x, mask, _weights(static, p, x.dtype))
+    y = _blocks(static, which.start, x, mask, lay_out(static, p, x.dtype))
     y = rearrange(y, "b i n r c -> b (i n r) c")
     y = rearrange(y, "b (n t) c -> b n t c", t=window)
     return y[:, :windows, :tokens]
@@ -160,7 +160,7 @@ def arranged(
         layers=len(which),
     )
     mask = None if inside is None else jnp.float32(inside)[None, :, None]
-    return _blocks(static, which.start, x, mask, _weights(static, p, x.dtype))
+    return _blocks(static, which.start, x, mask, lay_out(static, p, x.dtype))
 
 
 def _static(p, *, heads, out, **others) -> Static:
@@ -189,36 +189,6 @@ def _rows_at_once(p, program: int, group: int) -> int:
 def _largest(count: int, good: Callable[[int], bool]) -> int:
     """The largest divisor of `count` that is `good`, or 1."""
     return max((n for n in range(1, count + 1) if count % n == 0 and good(n)), default=1)
-
-
-def _weights(static, p, dtype) -> Weights:
-    """The kernels' weights: queries, keys and values apart, each head in lanes of its own."""
-
-    def lanes(a, axis):
-        """Heads along an axis, each with zeros after it up to its lanes."""
-        before, after = a.shape[:axis], a.shape[axis + 1 :]
-        head = a.shape[axis] // static.heads
-        a = a.reshape(*before, static.heads, head, *after)
-        a = _pad(a, axis + 1, static.width - head)
-        a = a.reshape(*before, static.heads * static.width, *after)
-        return _pad(a, axis, static.lanes - a.shape[axis])
-
-    def linear(w, b):
-        return w.astype(dtype), jnp.float32(b)[:, None]
-
-    def norm(q):
-        return jnp.float32(q["scale"])[:, None], jnp.float32(q["bias"])[:, None]
-
-    qkv = zip(*(jnp.split(p["qkv"][name], 3, axis=-1) for name in "wb"), strict=True)
-    qkv = (linear(lanes(w, 2), lanes(b, 1)) for w, b in qkv)
-    skip = linear(**p["skip"]) if "skip" in p else None
-    out = linear(lanes(p["out"]["w"], 1), p["out"]["b"])
-    mlp = linear(**p["mlp_in"]), linear(**p["mlp_out"])
-    return Weights(norm(p["norm1"]), *qkv, skip, out, norm(p["norm2"]), *mlp)
-
-
-def _pad(a, axis, amount):
-    return jnp.pad(a, [(0, amount if i == axis else 0) for i in range(a.ndim)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,45 +1,22 @@
 """The TPU's kernels of whole blocks, interpreted, against the blocks as XLA makes them."""
 
+import importlib.util
 import math
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from frozen_blocks import error, stack, with_gradient
 
-from flexavatar_jax.frozen import block_costs, block_functions, block_tpu, hiera
+from configs import flex1
+from flexavatar_jax.frozen import block_costs, block_functions, block_tpu, dinov2
 from flexavatar_jax.frozen.hiera_blocks import Block, plain_block
-from kernels import backends
-
-
-def stack(width_in, width, *, pool=False, layers=1, seed=0):
-    """Weights of blocks, in whose outputs each of them shows."""
-    rng = np.random.default_rng(seed)
-
-    def linear(i, o):
-        w = rng.standard_normal((layers, i, o)) / np.sqrt(i)
-        return {"w": jnp.float32(w), "b": jnp.float32(0.3 * rng.standard_normal((layers, o)))}
-
-    def norm(c):
-        scale, bias = 1 + 0.3 * rng.standard_normal((2, layers, c))
-        return {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}
-
-    p = {"norm1": norm(width_in), "qkv": linear(width_in, 3 * width), "out": linear(width, width)}
-    p |= {"norm2": norm(width), "mlp_in": linear(width, 4 * width)}
-    p |= {"mlp_out": linear(4 * width, width)}
-    return p | {"skip": linear(width_in, width)} if pool else p
-
-
-def with_gradient(function, x, seed=1):
-    y, pull = jax.vjp(function, x)
-    return y, pull(jnp.asarray(np.random.default_rng(seed).standard_normal(y.shape), y.dtype))[0]
-
-
-def error(found, expected):
-    found, expected = np.float64(found), np.float64(expected)
-    assert found.shape == expected.shape
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+from flexavatar_jax.frozen.networks import frozen_shapes
+from flexavatar_jax.model import attention_tpu
 
 
 @pytest.mark.parametrize(
@@ -121,24 +98,6 @@ def test_the_normal_distribution_is_off_by_less_than_float32s_eps():
     np.testing.assert_allclose(slope, below + z * density, rtol=2e-7, atol=4e-7)
 
 
-@pytest.mark.slow
-def test_the_stem_is_the_same_in_its_own_order(on_tpu):
-    """Where two tokens are nearly alike, pooling may choose either: some gradients differ."""
-    params = hiera.fold(
-        {
-            name: np.float32(np.random.default_rng(i).standard_normal(shape) * 0.1)
-            for i, (name, shape) in enumerate(hiera.shapes().items())
-        }
-    )
-    x = jnp.float32(np.random.default_rng(0).standard_normal((1, 256, 256, 96)))
-    found = with_gradient(lambda x: hiera._stem(params["stem"], x), x)
-    with backends.compiling_for("cpu"):
-        expected = with_gradient(lambda x: hiera._stem(params["stem"], x), x)
-    assert error(found[0], expected[0]) < 2e-5
-    off = np.linalg.norm(found[1] - expected[1], axis=-1)
-    assert np.quantile(off / np.linalg.norm(expected[1], axis=-1), 0.99) < 1e-4
-
-
 def test_kernels_say_at_least_what_the_compiler_counts(monkeypatch):
     """Nothing becomes free by becoming custom; GELU, which takes less in them, is theirs."""
     monkeypatch.setattr(block_functions, "_reciprocal", lambda x: 1 / x)
@@ -169,3 +128,48 @@ def test_kernels_say_at_least_what_the_compiler_counts(monkeypatch):
     assert forward < told_forward < 1.5 * forward
     assert sum(told(lambda x: with_gradient(ours, x))) > both
     assert set(block_costs.VECTOR_OPS) == {"block_forward", "block_backward"}
+
+
+def test_chips_with_little_room_take_what_xla_makes(on_tpu, monkeypatch):
+    image = jax.ShapeDtypeStruct((1, 504, 504, 3), jnp.float32)
+    params = frozen_shapes(flex1.get_config()).dinov2_small
+
+    def kernels():
+        # What JAX has traced once it doesn't trace again.
+        traced = jax.make_jaxpr(lambda *a: dinov2.perceptual_features(*a))(params, image)
+        return str(traced).count("pallas_call")
+
+    assert kernels() == 3
+    monkeypatch.setattr(attention_tpu, "SMALL_CHIPS", ("TPU v4", "cpu"))
+    assert kernels() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_they_compile_for_tpus_and_their_memory_on_chip(chip):
+    """All that DINO and SAM ask for, both ways."""
+    program = """if True:
+        import sys, jax, jax.numpy as jnp
+        from configs import flex1
+        from flexavatar_jax.frozen.networks import frozen_shapes
+        from flexavatar_jax.training.losses import dino_loss, sam_loss
+        from kernels import backends
+        from kernels.bench import tpu_costs
+        from kernels.hardware import CHIPS
+        device = tpu_costs.topology_devices(CHIPS[sys.argv[1]].topology)[0]
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        networks = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            frozen_shapes(flex1.get_config()),
+        )
+        image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32, sharding=sharding)
+        for loss, params in ((dino_loss, networks.dinov2_small), (sam_loss, networks.sam2)):
+            with backends.compiling_for("tpu"):
+                step = jax.jit(jax.value_and_grad(loss, argnums=1)).lower(params, image, image)
+            assert "block_backward" in step.compile().as_text()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, chip], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

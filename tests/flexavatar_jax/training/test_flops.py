@@ -7,6 +7,7 @@ from flax import nnx
 
 from configs import flex1
 from flexavatar_jax.frozen.networks import FrozenNetworks
+from flexavatar_jax.model.attention import JointBlock
 from flexavatar_jax.model.flexavatar import FlexAvatar
 from flexavatar_jax.runs.templates import load_template
 from flexavatar_jax.training.flops import count, step_flops
@@ -46,6 +47,15 @@ def test_of_a_conditional_the_most_expensive_branch_counts():
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
 
     assert count(either, array(4, 4)) == 2 * 4**3
+
+
+def test_kernels_of_a_platform_change_no_count(on_tpu):
+    """Attention by XLA and by a kernel, whose insides would count once, not for each program."""
+    block = JointBlock(64, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    tokens, context = array(2, 128, 64), array(2, 5, 64)
+    a_token = 2 * 128 * (12 * 64**2 + 2 * 133 * 64)
+    of_context = 2 * 5 * (12 * 64**2 + 2 * 133 * 64)
+    assert count(lambda *x: block(*x), tokens, context) == 2 * (a_token + of_context)
 
 
 def test_flex1_takes_what_its_paper_implies():
