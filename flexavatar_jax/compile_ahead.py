@@ -77,8 +77,9 @@ def describe(report: Report) -> str:
         ),
         f"predicted rate    {r.batch / r.step_seconds:.0f} examples/s on the {r.chips} chips, "
         f"{100 * r.utilisation:.0f}% of their peak (MFU)",
-        "predicted by the compiler's cycles and schedules, rasterizer and interconnect from "
-        "published rates; nothing was run",
+        "predicted by the compiler's cycles and schedules; the rasterizer's kernels, whose loops "
+        "follow the data, and the interconnect by published rates: bounds from below; nothing was "
+        "run",
     ]
     return "\n".join(lines)
 

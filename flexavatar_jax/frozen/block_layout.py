@@ -26,9 +26,14 @@ class View(NamedTuple):
     """Of each dimension: "s" tells sets apart, "n" counts groups of rows, "." is within a group."""
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a group."""
+        return tuple(n for n, role in zip(self.dims, self.roles, strict=True) if role == ".")
+
+    @property
     def group(self) -> int:
         """Rows that lie together."""
-        return math.prod(n for n, role in zip(self.dims, self.roles, strict=True) if role == ".")
+        return math.prod(self.shape)
 
     def place(self, s: int, n: Any) -> tuple[Any, ...]:
         """Where group n of set s is."""
@@ -157,8 +162,7 @@ class Tokens:
         s, rows = which
         group = self.view.group
         for i, place in enumerate(self._places(s, rows)):
-            shape = self.ref[place].shape
-            part = value[i * group : (i + 1) * group].reshape(shape)
+            part = value[i * group : (i + 1) * group].reshape(*self.view.shape, -1)
             self.ref[place] = part.astype(self.ref.dtype)
 
     def _places(self, s: int, rows: Any) -> list[tuple[Any, ...]]:

@@ -3,8 +3,8 @@
 Perceptual losses send each pair of images through many small blocks, whose arrays XLA carries
 through memory some thirty times a block. Weights that aren't trained fit on chip, and windows of
 tokens know nothing of one another: a program takes some windows through the whole block, norms,
-attention and MLP, and the backward pass, which wants no gradient of a weight, takes them back.
-Between the two, only tokens are kept: a block's input, and what its MLP sees.
+attention and MLP, and the backward pass, which wants no gradient of a weight, takes them back. Kept
+between the two are a block's tokens, those its MLP sees, what was attended, and softmax's sums.
 """
 
 from __future__ import annotations
