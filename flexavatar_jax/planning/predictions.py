@@ -88,7 +88,7 @@ class Report:
     seconds: dict[str, float]
     """Predicted for each part of a step, as if one followed the other."""
     unscheduled: list[str]
-    """Kernels that are predicted by published rates, as their schedule isn't known."""
+    """Kernels, by their names, that published rates predict as their schedule isn't known."""
 
     @property
     def step_seconds(self) -> float:
@@ -183,7 +183,7 @@ def predict_step(
         flops=flops,
         collectives=moved,
         seconds=predict(config, chip_name(topology), mesh, hlo, moved, cycles),
-        unscheduled=sorted({k.name for k in found} - set(cycles)),
+        unscheduled=sorted({_own_name(k) for k in found if k.name not in cycles}),
     )
 
 
