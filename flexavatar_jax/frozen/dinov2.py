@@ -187,7 +187,8 @@ def _run(blocks: Params, tokens: Float[Array, "b n c"], which: range) -> Float[A
         heads = tokens.shape[-1] // HEAD_WIDTH
         return block_tpu.blocks(blocks, tokens[:, None], which, heads=heads)[:, 0]
     some = jax.tree.map(lambda p: p[which.start : which.stop], blocks)
-    return jax.lax.scan(lambda x, p: (jax.checkpoint(_block)(p, x), None), tokens, some)[0]
+    again = jax.checkpoint(lambda p, x: _block(p, x))  # its own: JAX keeps what it traced of others
+    return jax.lax.scan(lambda x, p: (again(p, x), None), tokens, some)[0]
 
 
 def _block(p: dict[str, dict[str, Array]], x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:

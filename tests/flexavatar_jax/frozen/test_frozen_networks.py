@@ -14,6 +14,7 @@ from flexavatar_jax.frozen import dinov2, hiera
 from flexavatar_jax.frozen.networks import frozen_shapes
 from flexavatar_jax.frozen.positions import resize_bicubic
 from flexavatar_jax.published.parity_rule import rule_weights
+from flexavatar_jax.training.flops import count
 from flexavatar_jax.training.losses import dino_loss, sam_loss
 from kernels import backends
 
@@ -120,7 +121,8 @@ def test_sam_loss_has_finite_gradients_all_over_the_image(image):
 
 @pytest.mark.parametrize("name", ["dinov2_small", "sam2"])
 def test_on_gpus_all_attention_is_cudnns(cudnn, monkeypatch, name):
-    """In 16 bits, both ways: in DINO's scan, and in SAM in windows and globally."""
+    """In 16 bits, both ways: in DINO's scan, and in SAM in windows and globally; also where the
+    network's operations, which are a CPU's, were counted before."""
     config = flex1.get_config()
     network = getattr(frozen_shapes(config), name)
     run, size = {
@@ -140,6 +142,8 @@ def test_on_gpus_all_attention_is_cudnns(cudnn, monkeypatch, name):
         features = jax.tree.leaves(run(network, image))
         return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in features)
 
+    assert count(run, network, image) > 0
+    ways.clear()
     with backends.compiling_for("gpu"):
         traced = jax.jit(jax.grad(loss)).trace(image, network)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
