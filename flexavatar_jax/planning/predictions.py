@@ -234,17 +234,19 @@ def _own_name(kernel: Kernel) -> str:
 
 def kernel_seconds(kernel: Kernel, chip: str, cycles: int | None = None) -> float:
     """What one run of a kernel takes: the cycles of its schedule, or at published rates, vector
-    unit after matrix unit; no less than its bytes take.
+    unit after matrix unit; no less than its products and its bytes take.
 
     Raises:
       KeyError: nobody has said how many vector operations this kernel takes.
     """
     rates = CHIPS[chip]
+    products = kernel.flops / rates.bfloat16
     if cycles is not None:
-        computing = cycles / rates.clock
+        computing = max(cycles / rates.clock, products)
     else:
-        vectors = VECTOR_OPS[_own_name(kernel)] * kernel.transcendentals / rates.float32
-        computing = kernel.flops / rates.bfloat16 + vectors
+        computing = products + (
+            VECTOR_OPS[_own_name(kernel)] * kernel.transcendentals / rates.float32
+        )
     return max(computing, kernel.bytes / rates.bandwidth)
 
 

@@ -18,7 +18,7 @@ LABEL = "final_bundles"
 
 _FILE = re.compile(rf"\d+-(.+)-\d+-{LABEL}\.txt")
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+([A-Z]{2})?\s*:\s*((?:>\s*)*)(\{.*)", re.DOTALL)
-_TEST = re.compile(r"scmp\.(\w+)\.[su]32\.totalorder %?\w+, (%?\w+) /\* loop exit test \*/")
+_TEST = re.compile(r"scmp\.\w+\.[su]32\.totalorder %?\w+, (%?\w+) /\* loop exit test \*/")
 _PIPELINE = "iteration index, stage"
 PIPELINE_TURNS = 2
 """More turns than there are programs has the loop over programs: their arrays come a turn before
@@ -115,9 +115,9 @@ def _loop(bundles: list[Bundle]) -> tuple[int | None, int | None]:
             own.append(rest[i])
             i += 1
     tests = [test for bundle in own for test in _TEST.finditer(bundle.text)]
-    if inside is None or not tests or not tests[-1][2].isdigit():
+    if inside is None or not tests or not tests[-1][1].isdigit():
         return None, None
-    turns = int(tests[-1][2])
+    turns = int(tests[-1][1])
     if first.depth == 1 and any(_PIPELINE in bundle.text for bundle in own):
         turns -= PIPELINE_TURNS
     return 1 + inside, turns
