@@ -75,8 +75,10 @@ def describe(report: Report) -> str:
         + ", ".join(f"{name} {time * 1e3:.3g}" for name, time in r.seconds.items()),
         f"predicted rate    {r.batch / r.step_seconds:.0f} examples/s on the {r.chips} chips, "
         f"{100 * r.utilisation:.0f}% of their peak (MFU)",
-        f"predicted by the compiler's cycles and schedules; by published rates, which bound them "
-        f"from below: {', '.join([*r.unscheduled, 'rasterizer', 'interconnect'])}; nothing was run",
+        "predicted by the compiler's cycles and schedules; "
+        + (f"{', '.join(r.unscheduled)} by published rates; " if r.unscheduled else "")
+        + "rasterizer and interconnect by published rates, which bound them from below; nothing "
+        "was run",
     ]
     return "\n".join(lines)
 

@@ -42,7 +42,7 @@ def test_the_demo_compiles_for_a_pod():
         assert expected in done.stdout
     assert not done.stderr
     # All kernels have schedules but those whose loops follow the data.
-    assert "from below: rasterizer, interconnect" in done.stdout
+    assert "and schedules; rasterizer and interconnect by published rates" in done.stdout
     # Each part of the step is found in what was compiled, and rendering comes with its kernels.
     line = next(x for x in done.stdout.splitlines() if x.startswith("predicted step"))
     parts = {name: float(time) for name, time in re.findall(r"(\w+) ([\d.e-]+)(?:,|$)", line)}
