@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.experimental import pallas as pl
 
-from flexavatar_jax.model.attention_kernels import LANES
+from flexavatar_jax.frozen.block_layout import whole
 
 NORM_OPS, NORM_BACK_OPS = 11, 12
 """Vector operations for an element: two conversions, statistics (4), scaling (2), bias, rounding
@@ -50,14 +50,9 @@ def cost(static, x, weights, arrays, *, backward):
         vector = inputs * (width * NORM_OPS + (3 * lanes + skip) * OTHER_OPS) + logits * LOGIT_OPS
         vector += tokens * (out * (NORM_OPS + 2 * OTHER_OPS) + hidden * GELU_OPS)
     everything = sum(a.size * a.dtype.itemsize for a in arrays)
-    unused = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(weights))
+    held = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(weights))
     return pl.CostEstimate(
         flops=2 * products * static.layers,
         transcendentals=vector * static.layers,
-        bytes_accessed=everything - unused + unused * static.layers // len(weights.out[0]),
+        bytes_accessed=everything - held + held * static.layers // len(weights.out[0]),
     )
-
-
-def whole(lanes: int) -> int:
-    """Lanes of whole registers that hold so many."""
-    return -(-lanes // LANES) * LANES

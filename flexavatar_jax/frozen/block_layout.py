@@ -18,6 +18,11 @@ TOGETHER = 1024
 """Keys and registers, one times the other, that are worked on in one go."""
 
 
+def whole(lanes: int) -> int:
+    """Lanes of whole registers that hold so many."""
+    return -(-lanes // LANES) * LANES
+
+
 class View(NamedTuple):
     """How a program's rows lie in an array [*dims, C]."""
 
@@ -79,7 +84,7 @@ class Static(NamedTuple):
     @property
     def lanes(self) -> int:
         """Of all queries."""
-        return -(-self.heads * self.width // LANES) * LANES
+        return whole(self.heads * self.width)
 
     @property
     def register(self) -> int:

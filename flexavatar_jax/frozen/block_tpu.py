@@ -22,9 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from flexavatar_jax.frozen.block_costs import cost, whole
+from flexavatar_jax.frozen.block_costs import cost
 from flexavatar_jax.frozen.block_kernels import backward_kernel, forward_kernel
-from flexavatar_jax.frozen.block_layout import Static, View, Weights, lay_out
+from flexavatar_jax.frozen.block_layout import Static, View, Weights, lay_out, whole
 from flexavatar_jax.model import attention_tpu
 from flexavatar_jax.model.attention_kernels import LANES
 from kernels import backends

@@ -182,7 +182,7 @@ def predict_step(
         ),
         flops=flops,
         collectives=moved,
-        seconds=predict(config, chip_name(topology), mesh, hlo, moved, cycles),
+        seconds=predict(config, chip_name(topology), mesh, hlo, moved, found, cycles),
         unscheduled=sorted({_own_name(k) for k in found if k.name not in cycles}),
     )
 
@@ -193,6 +193,7 @@ def predict(
     mesh: Mesh,
     hlo: str,
     moved: list[Collective],
+    found: list[Kernel],
     scheduled: Mapping[str, int],
 ) -> dict[str, float]:
     """Seconds of each part of a compiled step on one of `hardware.CHIPS`.
@@ -209,7 +210,7 @@ def predict(
     images = config.batch * config.data.targets / (mesh.shape["data"] * mesh.shape["fsdp"])
     rendering = tpu_costs.predict_kernels(scenes.avatar(images=1), size, size, chip)
     seconds["rasterizer"] += images * rendering
-    for kernel in kernels(hlo):
+    for kernel in found:
         part = next((scope for scope in SCOPES if scope in kernel.operation), "other")
         seconds[part] += kernel.runs * kernel_seconds(kernel, chip, scheduled.get(kernel.name))
     return seconds | {"interconnect": sum(c.sent for c in moved) / CHIPS[chip].link}
